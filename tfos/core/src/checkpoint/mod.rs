@@ -1,0 +1,14 @@
+//! Checkpoints: one consistent cut of parameters, optimizer slots, global step and committed rows.
+//!
+//! - `CKP-1` a checkpoint exists if and only if its manifest exists; the manifest is written last.
+//! - `CKP-2` along a lineage the global step never decreases.
+//! - `CKP-3` an older generation cannot commit.
+//! - `CKP-4` deletion removes the manifest first, so that no manifest is ever left without its parts.
+
+mod decide;
+mod manifest;
+mod paths;
+
+pub use decide::{Candidate, Target, compute_deletions, compute_target, is_due};
+pub use manifest::{FORMAT, Manifest, ManifestError, Part};
+pub use paths::Paths;

@@ -1,0 +1,74 @@
+//! The only place that knows how a model directory is laid out.
+
+use crate::ids::{Generation, GlobalStep};
+
+/// Paths inside a model directory, relative to it, with `/` between segments.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Paths;
+
+impl Paths {
+    /// Folder of all checkpoints.
+    pub const CHECKPOINTS: &'static str = "checkpoints";
+    /// Folder of the commit log.
+    pub const LEDGER: &'static str = "ledger";
+    /// Folder of the driver's own files.
+    pub const JOB: &'static str = "job";
+    /// File written and removed before training starts, to know that checkpoints can be written.
+    pub const PROBE: &'static str = "job/write-probe";
+
+    /// Folder of one checkpoint. Twelve digits, so that a listing is in order of steps.
+    pub fn checkpoint(step: GlobalStep) -> String {
+        format!("{}/{:012}", Self::CHECKPOINTS, step.0)
+    }
+
+    /// Manifest of one checkpoint.
+    pub fn manifest(step: GlobalStep) -> String {
+        format!("{}/manifest.json", Self::checkpoint(step))
+    }
+
+    /// Where a manifest goes whose checkpoint was found damaged.
+    pub fn damaged_manifest(step: GlobalStep, generation: Generation) -> String {
+        format!("{}/manifest.damaged-g{generation}.json", Self::checkpoint(step))
+    }
+
+    /// One part, named after the generation that wrote it: two incarnations that reach the same step
+    /// never write into the same file.
+    pub fn part(step: GlobalStep, generation: Generation, shard: u32, shards: u32) -> String {
+        format!("{}/part-{shard:05}-of-{shards:05}.g{generation}.safetensors", Self::checkpoint(step))
+    }
+
+    /// One segment of the commit log: the steps after `after` up to `upto`.
+    pub fn ledger_segment(generation: Generation, after: GlobalStep, upto: GlobalStep) -> String {
+        format!("{}/{:012}-{:012}.g{generation}.parquet", Self::LEDGER, after.0 + 1, upto.0)
+    }
+
+    /// Claim of a generation, created by exactly one driver.
+    pub fn generation(generation: Generation) -> String {
+        format!("{}/generation-{:06}.json", Self::JOB, generation.0)
+    }
+
+    /// Generation of a file name made by [`Self::generation`].
+    pub fn parse_generation(name: &str) -> Option<Generation> {
+        name.strip_prefix("generation-")?.strip_suffix(".json")?.parse().ok().map(Generation)
+    }
+
+    /// Step of a folder name made by [`Self::checkpoint`].
+    pub fn parse_step(name: &str) -> Option<GlobalStep> {
+        (name.len() == 12).then(|| name.parse().ok().map(GlobalStep)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back_and_sort_by_step() {
+        let name = Paths::checkpoint(GlobalStep(42));
+        assert_eq!(name, "checkpoints/000000000042");
+        assert_eq!(Paths::parse_step(name.rsplit('/').next().unwrap()), Some(GlobalStep(42)));
+        assert!(Paths::checkpoint(GlobalStep(9)) < Paths::checkpoint(GlobalStep(10)));
+        assert_eq!(Paths::parse_generation("generation-000007.json"), Some(Generation(7)));
+        assert_eq!(Paths::parse_step("tmp"), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! A job's settings: as written (flags over `job.yaml`) and as checked.
+
+mod raw;
+mod units;
+mod valid;
+
+pub use raw::{ConfigError, Problem, RawJob};
+pub use units::{ByteSize, Period};
+pub use valid::{Consistency, InputMode, Job, LogDir, Master};
