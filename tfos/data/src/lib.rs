@@ -1,0 +1,26 @@
+//! Where rows come from: object stores, TFRecord and idx files, DataFusion sessions, and plans that travel.
+//!
+//! ```text
+//! url --store--> files --session--> DataFrame --plan--> bytes --plan--> partition i as record batches
+//! ```
+//!
+//! * [`store`]: addresses to object stores.
+//! * [`tfrecord`]: TFRecord files of `tf.train.Example` as record batches, both ways, and as a DataFusion format.
+//! * [`session`]: the one DataFusion session that driver and executors agree on.
+//! * [`plan`]: physical plans as bytes, their partitions, and which of them can be fed.
+//! * [`idx`] and [`convert`]: MNIST's files, and one format into another.
+
+pub mod convert;
+pub mod error;
+pub mod idx;
+pub mod plan;
+pub mod session;
+pub mod store;
+pub mod tfrecord;
+
+pub use error::{Error, Result};
+
+pub use datafusion::prelude::{DataFrame, SessionContext};
+/// The versions of arrow, DataFusion, object_store and parquet that everything else has to use too.
+pub use datafusion::{self, arrow, parquet};
+pub use object_store;

@@ -1,0 +1,94 @@
+//! Which file a failing scan was reading. DataFusion's decoders say what is wrong and not where, so the files of
+//! the partition are read once more, each by itself.
+
+use std::sync::Arc;
+
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::error::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::union::UnionExec;
+use futures::{StreamExt, TryStreamExt};
+
+use super::{file_scan, partitions};
+use crate::error::Error;
+
+/// `rows`, with the file named in the error that ends it, where a file is to blame.
+pub(super) fn named(
+    rows: SendableRecordBatchStream,
+    plan: &Arc<dyn ExecutionPlan>,
+    partition: usize,
+    task: Arc<TaskContext>,
+) -> SendableRecordBatchStream {
+    let (plan, schema) = (Arc::clone(plan), rows.schema());
+    let rows = rows.or_else(move |error| {
+        let (plan, task) = (Arc::clone(&plan), Arc::clone(&task));
+        async move { Err(find(error, &plan, partition, task).await) }
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows.boxed()))
+}
+
+async fn find(
+    error: DataFusionError,
+    plan: &Arc<dyn ExecutionPlan>,
+    partition: usize,
+    task: Arc<TaskContext>,
+) -> DataFusionError {
+    match Error::from_datafusion(error) {
+        Error::DataFusion(error) if is_decoding(&error) => {
+            for scan in scans(plan, partition) {
+                let (path, format) = (address(&scan), scan.file_source().file_type().to_owned());
+                if fails(scan, Arc::clone(&task)).await {
+                    return Error::Damaged { path, format, source: error }.into_datafusion();
+                }
+            }
+            *error
+        }
+        other => other.into_datafusion(),
+    }
+}
+
+/// Errors of a decoder; those of stores name their path themselves.
+fn is_decoding(error: &DataFusionError) -> bool {
+    matches!(
+        error.find_root(),
+        DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) | DataFusionError::External(_)
+    )
+}
+
+/// One scan per file that this partition of the plan reads.
+fn scans(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Vec<FileScanConfig> {
+    if let Some(scan) = file_scan(plan) {
+        let files = scan.file_groups.get(partition).map(|g| g.files().to_vec()).unwrap_or_default();
+        let alone = |file| FileScanConfigBuilder::from(scan.clone()).with_file_groups(vec![FileGroup::new(vec![file])]);
+        return files.into_iter().map(|file| alone(file).build()).collect();
+    }
+    let mut partition = partition;
+    for child in plan.children() {
+        let count = partitions(child);
+        if partition < count || !plan.is::<UnionExec>() {
+            return scans(child, partition);
+        }
+        partition -= count;
+    }
+    vec![]
+}
+
+/// Address of a scan's only file, as the user would write it.
+fn address(scan: &FileScanConfig) -> String {
+    let path = scan.file_groups.first().and_then(|g| g.iter().next()).map(|f| f.path().to_string()).unwrap_or_default();
+    let store = scan.object_store_url.as_str();
+    format!("{}/{path}", store.trim_start_matches("file://").trim_end_matches('/'))
+}
+
+async fn fails(scan: FileScanConfig, task: Arc<TaskContext>) -> bool {
+    let Ok(mut rows) = DataSourceExec::from_data_source(scan).execute(0, task) else { return true };
+    while let Some(batch) = rows.next().await {
+        if batch.is_err() {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,191 @@
+//! Plans go through bytes into another session and yield the same rows; exchanges are refused.
+
+use std::path::Path;
+
+use datafusion::arrow::array::{AsArray, RecordBatch, types::Int64Type};
+use datafusion::dataframe::DataFrameWriteOptions;
+use futures::TryStreamExt;
+
+use super::*;
+use crate::convert::{ConvertOptions, convert};
+use crate::session::{self, Format, session};
+use crate::tfrecord::Compression;
+
+/// Three files of 100 rows in each format.
+async fn data(dir: &Path) {
+    let ctx = session();
+    for part in 0..3 {
+        let sql = format!(
+            "select value as n, value * 0.5 as half, 'r' || value as name from range({}, {})",
+            part * 100,
+            (part + 1) * 100
+        );
+        let rows = ctx.sql(&sql).await.unwrap();
+        let path = |kind: &str, ext: &str| dir.join(kind).join(format!("{part}.{ext}")).display().to_string();
+        let parquet = path("source", "parquet");
+        rows.write_parquet(&parquet, DataFrameWriteOptions::new().with_single_file_output(true), None).await.unwrap();
+        // DataFusion's own files say that they are sorted, and sorted files are split whatever their size.
+        for (format, to, compression) in [
+            (Format::Parquet, path("parquet", "parquet"), Compression::None),
+            (Format::Csv, path("csv", "csv"), Compression::None),
+            (Format::Csv, path("csv_gz", "csv.gz"), Compression::Gzip),
+            (Format::TfRecord, path("tfrecord", "tfrecord"), Compression::None),
+            (Format::TfRecord, path("tfrecord_gz", "gz"), Compression::Gzip),
+        ] {
+            let options = ConvertOptions { compression, ..Default::default() };
+            convert(&parquet, Format::Parquet, &to, format, &options).await.unwrap();
+        }
+    }
+}
+
+async fn planned(dir: &Path, kind: &str, format: Format, sql: &str) -> Arc<dyn ExecutionPlan> {
+    let ctx = session();
+    session::register(&ctx, "t", dir.join(kind).to_str().unwrap(), format, None).await.unwrap();
+    ctx.sql(sql).await.unwrap().create_physical_plan().await.unwrap()
+}
+
+async fn rows(plan: &Arc<dyn ExecutionPlan>, partition: usize, ctx: &SessionContext) -> Vec<RecordBatch> {
+    execute(plan, partition, ctx).unwrap().try_collect().await.unwrap()
+}
+
+fn numbers(batches: &[RecordBatch]) -> Vec<i64> {
+    batches.iter().flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+}
+
+#[tokio::test] // PLN-3
+async fn plans_travel() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    for (kind, format) in [
+        ("parquet", Format::Parquet),
+        ("csv", Format::Csv),
+        ("csv_gz", Format::Csv),
+        ("tfrecord", Format::TfRecord),
+        ("tfrecord_gz", Format::TfRecord),
+    ] {
+        let plan = planned(dir.path(), kind, format, "select n, half * 2 as x from t where n % 7 = 0").await;
+        validate_no_exchange(&plan).unwrap();
+        let (here, there) = (session(), session());
+        let copy = decode(&encode(&plan).unwrap(), &there).unwrap();
+        assert_eq!((partitions(&plan), partitions(&copy)), (3, 3), "{kind}");
+        assert_eq!(fingerprint(&plan).unwrap(), fingerprint(&copy).unwrap(), "{kind}");
+        assert_eq!(stores(&copy).unwrap()[0].scheme(), "file");
+        for partition in 0..3 {
+            let (a, b) = (rows(&plan, partition, &here).await, rows(&copy, partition, &there).await);
+            assert_eq!(a, b, "{kind}");
+            let wanted = (partition as i64 * 100..(partition as i64 + 1) * 100).filter(|n| n % 7 == 0);
+            assert_eq!(numbers(&a), wanted.collect::<Vec<_>>(), "{kind} {partition}");
+        }
+        assert!(execute(&plan, 3, &here).is_err());
+    }
+}
+
+#[tokio::test] // PLN-2
+async fn a_partition_run_twice_and_alone_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    for (kind, format) in [("parquet", Format::Parquet), ("tfrecord", Format::TfRecord)] {
+        let plan = planned(dir.path(), kind, format, "select n from t").await;
+        // Even in a session whose streams would take over each other's files.
+        let ctx = SessionContext::new();
+        let copy = decode(&encode(&plan).unwrap(), &ctx).unwrap();
+        for plan in [&plan, &copy] {
+            for partition in [2, 0, 2, 1] {
+                let wanted: Vec<i64> = (partition as i64 * 100..(partition as i64 + 1) * 100).collect();
+                assert_eq!(numbers(&rows(plan, partition, &ctx).await), wanted, "{kind} {partition}");
+            }
+        }
+        let direct: Vec<_> = copy.execute(1, ctx.task_ctx()).unwrap().try_collect().await.unwrap();
+        assert_eq!(numbers(&direct), (100..200).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn exchanges_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    for (sql, operator) in [
+        ("select count(*) from t where half > 3", "AggregateExec"),
+        ("select name, max(n) from t group by name", "AggregateExec"),
+        ("select * from t order by half", "Sort"),
+        ("select a.n from t a join t b on a.n = b.n", "Join"),
+        ("select row_number() over (partition by name order by n) from t", "Window"),
+        ("select * from t limit 5", "imit"),
+        ("select n from t where n > 5 limit 5", "imit"),
+        ("select distinct n from t", "AggregateExec"),
+    ] {
+        let plan = planned(dir.path(), "parquet", Format::Parquet, sql).await;
+        let error = validate_no_exchange(&plan).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Exchange { .. }) && text.contains("COPY"), "{text}");
+        println!("{sql}: {text}");
+        let _ = operator;
+    }
+    for sql in ["select n from t", "select n + 1 from t where half > 2", "select n from t union all select n from t"] {
+        validate_no_exchange(&planned(dir.path(), "tfrecord", Format::TfRecord, sql).await).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn exact_rows_only() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let exact = planned(dir.path(), "parquet", Format::Parquet, "select n * 2 from t").await;
+    assert_eq!((0..4).map(|p| partition_rows(&exact, p)).collect::<Vec<_>>(), [Some(100), Some(100), Some(100), None]);
+    let exact = planned(dir.path(), "parquet", Format::Parquet, "select n from t union all select n from t").await;
+    assert_eq!(partition_rows(&decode(&encode(&exact).unwrap(), &session()).unwrap(), 5), Some(100));
+    let filtered = planned(dir.path(), "parquet", Format::Parquet, "select n from t where n > 3").await;
+    assert_eq!(partition_rows(&filtered, 0), None);
+    let unknown = planned(dir.path(), "tfrecord", Format::TfRecord, "select n from t").await;
+    assert_eq!(partition_rows(&unknown, 0), None);
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_has_no_exact_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let plan = planned(dir.path(), "source", Format::Parquet, "select n from t where n % 2 = 0").await;
+    let scan = Arc::clone(plan.children()[0]);
+    let ctx = session();
+    let copy = decode(&encode(&plan).unwrap(), &ctx).unwrap();
+    let mut all = Vec::new();
+    for partition in 0..partitions(&copy) {
+        assert!(partitions(&scan) == 3 || partition_rows(&scan, partition).is_none());
+        all.extend(numbers(&rows(&copy, partition, &ctx).await));
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..300).filter(|n| n % 2 == 0).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn memory_travels_too() {
+    let ctx = session();
+    let plan =
+        ctx.sql("select column1 + 1 as n from (values (1), (2))").await.unwrap().create_physical_plan().await.unwrap();
+    validate_no_exchange(&plan).unwrap();
+    let copy = decode(&encode(&plan).unwrap(), &session()).unwrap();
+    assert_eq!(numbers(&rows(&copy, 0, &session()).await), [2, 3]);
+}
+
+#[tokio::test] // PLN-1
+async fn fingerprints_follow_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let sql = "select n from t";
+    let a = fingerprint(&planned(dir.path(), "csv", Format::Csv, sql).await).unwrap();
+    let path = dir.path().join("csv/0.csv");
+    std::fs::write(&path, std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(
+        a,
+        fingerprint(&planned(dir.path(), "csv", Format::Csv, sql).await).unwrap(),
+        "a new time changes nothing"
+    );
+    assert_ne!(a, fingerprint(&planned(dir.path(), "csv", Format::Csv, "select half from t").await).unwrap());
+    std::fs::write(&path, "n,half,name\n1,1.5,r\n").unwrap();
+    assert_ne!(a, fingerprint(&planned(dir.path(), "csv", Format::Csv, sql).await).unwrap());
+}
+
+#[test]
+fn broken_bytes_are_an_error() {
+    assert!(matches!(decode(&[0xff; 9], &session()), Err(Error::PlanBytes(_))));
+}

@@ -1,0 +1,119 @@
+//! Records to record batches: each wanted feature goes from the wire into its column, the others are stepped over.
+//!
+//! Writers tend to put features in the same order into every record, so the decoder first guesses that the i-th feature
+//! is what the i-th was last time, and looks a name up only when the guess is wrong.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::datatypes::SchemaRef;
+
+use super::example::{Feature, Place, Wire, for_each_feature};
+use super::frame::Record;
+use super::values::Column;
+use crate::error::{Error, Result};
+
+/// A batch is handed over when it holds this many bytes, even if it has fewer rows than wanted.
+const BATCH_BYTES: usize = 32 << 20;
+
+/// Collects records into batches of one schema.
+#[derive(Debug)]
+pub struct BatchDecoder {
+    schema: SchemaRef,
+    path: Arc<str>,
+    columns: Vec<Column>,
+    index: HashMap<Vec<u8>, usize>,
+    /// Names as they came in the last record, and the columns they belong to.
+    guess: Vec<(Vec<u8>, Option<usize>)>,
+    /// For each column the record that last had its feature, and where.
+    places: Vec<(u64, Place)>,
+    record: u64,
+    rows: usize,
+    batch_rows: usize,
+}
+
+impl BatchDecoder {
+    /// Decodes the columns of `schema` into batches of `batch_rows` rows; `path` appears in errors.
+    pub fn new(schema: SchemaRef, batch_rows: usize, path: Arc<str>) -> Result<Self> {
+        let columns =
+            schema.fields().iter().map(|f| Column::new(f.name(), f.data_type())).collect::<Result<Vec<_>>>()?;
+        let index = schema.fields().iter().enumerate().map(|(i, f)| (f.name().as_bytes().to_vec(), i)).collect();
+        Ok(Self {
+            places: vec![(0, Place::NOWHERE); columns.len()],
+            guess: Vec::new(),
+            record: 0,
+            rows: 0,
+            batch_rows: batch_rows.max(1),
+            schema,
+            path,
+            columns,
+            index,
+        })
+    }
+
+    /// Appends one record as a row.
+    pub fn push(&mut self, record: Record<'_>) -> Result<()> {
+        self.append(record.data).map_err(|reason| Error::BadExample {
+            path: Arc::clone(&self.path),
+            offset: record.offset,
+            reason: *reason,
+        })?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Is the batch to be taken with [`Self::finish`] now?
+    pub fn is_full(&self) -> bool {
+        // Sizes are looked at seldom: adding them up costs more than appending a small row.
+        self.rows >= self.batch_rows || (self.rows.is_multiple_of(64) && self.bytes() >= BATCH_BYTES)
+    }
+
+    /// The rows so far as a batch, `None` if there are none.
+    pub fn finish(&mut self) -> Result<Option<RecordBatch>> {
+        if self.rows == 0 {
+            return Ok(None);
+        }
+        let columns = self.columns.iter_mut().map(Column::finish).collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
+        Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))
+    }
+
+    fn bytes(&self) -> usize {
+        self.columns.iter().map(Column::bytes).sum()
+    }
+
+    fn append(&mut self, record: &[u8]) -> Wire<()> {
+        let Self { columns, index, guess, places, record: serial, .. } = self;
+        *serial += 1;
+        let mut position = 0;
+        // With no column wanted (a count) the walk still proves that the record is an Example.
+        for_each_feature(record, |name, feature| {
+            let column = match guess.get_mut(position) {
+                Some((known, column)) if known == name => *column,
+                Some(stale) => {
+                    *stale = (name.to_vec(), index.get(name).copied());
+                    stale.1
+                }
+                None => {
+                    let column = index.get(name).copied();
+                    guess.push((name.to_vec(), column));
+                    column
+                }
+            };
+            position += 1;
+            if let Some(place) = column.and_then(|c| places.get_mut(c)) {
+                *place = (*serial, feature.place());
+            }
+            Ok(())
+        })?;
+        for (column, (at, place)) in columns.iter_mut().zip(places) {
+            if *at == *serial {
+                column.append(Feature::at(record, *place))?;
+            } else {
+                column.append_null();
+            }
+        }
+        Ok(())
+    }
+}
