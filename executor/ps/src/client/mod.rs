@@ -1,0 +1,324 @@
+//! A worker's end: cuts its tensors to the shards, talks to all of them at once, copies nothing.
+
+mod exchange;
+mod types;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::exchange::{exchange, expect_length, recv_params};
+pub use self::types::{ClientOptions, InitState, Outcome, Push, Status};
+use crate::error::{Error, Refusal, Violation};
+use crate::flat;
+use crate::layout::{Layout, shard_range};
+use crate::optimizer::Scheduled;
+use crate::sequencer::Mode;
+use crate::snapshot::FullState;
+use crate::transport::{Closer, Connection, Tcp, Transport};
+use crate::wire::{self, Header, Hello, HelloRole, Init, Kind};
+
+/// A worker's connections to all parameter servers.
+///
+/// After an error of `push_pull` other than [`Error::Length`] the connections are closed, as some shards may have
+/// heard what others have not.
+#[derive(Debug)]
+pub struct PsClient {
+    shards: Vec<Box<dyn Connection>>,
+    closers: Arc<Vec<Box<dyn Closer>>>,
+    worker: u32,
+    seq: u64,
+    /// Global step of the parameters that the worker has.
+    step: u64,
+    initialised_at: Option<u64>,
+    total: usize,
+    buffers_total: usize,
+}
+
+/// Makes all waiting of a client end with an error, from another thread.
+#[derive(Debug, Clone)]
+pub struct Canceller(Arc<Vec<Box<dyn Closer>>>);
+
+impl Canceller {
+    /// Closes the connections; the servers see a lost worker.
+    pub fn cancel(&self) {
+        self.0.iter().for_each(|closer| closer.close());
+    }
+}
+
+impl PsClient {
+    /// Connects to all ps, in order, over TCP.
+    pub fn connect(addresses: &[String], options: &ClientOptions) -> Result<PsClient, Error> {
+        PsClient::connect_over(&Tcp, addresses, options)
+    }
+
+    /// Connects over any transport.
+    pub fn connect_over(
+        transport: &dyn Transport,
+        addresses: &[String],
+        options: &ClientOptions,
+    ) -> Result<PsClient, Error> {
+        if addresses.is_empty() {
+            let (expected, found) = ("at least 1".to_owned(), "0".to_owned());
+            return Err(Error::Options { what: "number of ps addresses", expected, found });
+        }
+        let mut shards = Vec::with_capacity(addresses.len());
+        let mut closers = Vec::with_capacity(addresses.len());
+        let mut session = None;
+        let mut initialised_at = None;
+        // ps:0 first: it gives out the session that the others ask for.
+        for (shard, address) in addresses.iter().enumerate() {
+            let connected = transport.connect(address, options.connect_timeout);
+            let mut connection = connected.map_err(|source| Error::PeerLost { address: address.clone(), source })?;
+            let lost = |source| Error::PeerLost { address: address.clone(), source };
+            connection.set_timeout(Some(options.connect_timeout)).map_err(lost)?;
+            let hello = Hello {
+                version: wire::VERSION,
+                token: options.token.clone(),
+                generation: options.generation,
+                shard,
+                num_shards: addresses.len(),
+                role: HelloRole::Worker { worker: options.worker, is_chief: options.is_chief, session },
+            };
+            let meta = wire::to_json("hello", &hello)?;
+            wire::send(&mut *connection, Header::new(Kind::Hello), &meta, [])?;
+            let welcome = wire::expect(&mut *connection, Kind::Welcome, "Welcome")?;
+            connection.set_timeout(None).map_err(lost)?;
+            if shard == 0 {
+                session = u32::try_from(welcome.seq).ok();
+                initialised_at = (welcome.flags & wire::INITIALISED != 0).then_some(welcome.step);
+            }
+            closers.push(connection.closer().map_err(lost)?);
+            shards.push(connection);
+        }
+        Ok(PsClient {
+            shards,
+            closers: Arc::new(closers),
+            worker: options.worker,
+            seq: u64::from(session.unwrap_or(0)) << 32,
+            step: 0,
+            initialised_at,
+            total: 0,
+            buffers_total: 0,
+        })
+    }
+
+    /// A handle that ends waiting calls from another thread.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(Arc::clone(&self.closers))
+    }
+
+    /// Whether ps:0 had been initialised when this worker connected, and at which global step: a chief that comes
+    /// back then joins with `wait_init` instead of `init`.
+    pub fn initialised_at(&self) -> Option<u64> {
+        self.initialised_at
+    }
+
+    /// Chief only: gives every ps its part of the state. Workers that wait in `wait_init` go on.
+    pub fn init(&mut self, layout: &Layout, state: InitState<'_>) -> Result<(), Error> {
+        flat::check("parameters", state.params, layout.total)?;
+        flat::check("buffers", state.buffers, layout.buffers_total)?;
+        for (_, slot) in state.slots {
+            flat::check("slot", &[slot], layout.total)?;
+        }
+        if let Some(step) = self.initialised_at {
+            let address = self.address(0);
+            return Err(Error::Refused { address, refusal: Refusal::AlreadyInitialised { step } });
+        }
+        let meta = wire::to_json(
+            "init",
+            &Init {
+                layout: layout.clone(),
+                optimizer: state.optimizer,
+                mode: state.mode,
+                optimizer_step: state.optimizer_step,
+                slots: state.slots.iter().map(|(name, _)| name.clone()).collect(),
+            },
+        )?;
+        let count = self.shards.len();
+        // ps:0 last: once it is initialised, all are, so a worker that asks it first never waits for half a state.
+        for (shard, connection) in self.shards.iter_mut().enumerate().rev() {
+            let range = shard_range(layout.total, count, shard);
+            let mut header = Header::new(Kind::Init);
+            header.worker = self.worker;
+            header.step = state.step;
+            header.body = (range.len() * (1 + state.slots.len())) as u64;
+            header.aux = if shard == 0 { layout.buffers_total as u64 } else { 0 };
+            let slots = state.slots.iter().map(|(_, slot)| &slot[range.clone()]);
+            let buffers = if shard == 0 { state.buffers } else { &[] };
+            let parts = flat::cut(state.params, range.clone()).chain(slots).chain(buffers.iter().copied());
+            wire::send(&mut **connection, header, &meta, parts)?;
+            wire::expect(&mut **connection, Kind::Ok, "Ok")?;
+        }
+        self.adopt(layout);
+        self.step = state.step;
+        self.initialised_at = Some(state.step);
+        Ok(())
+    }
+
+    /// As [`PsClient::init`], from a checkpoint that was cut over any number of shards.
+    pub fn init_from(
+        &mut self,
+        layout: &Layout,
+        optimizer: impl Into<Scheduled>,
+        mode: Mode,
+        state: &FullState,
+    ) -> Result<(), Error> {
+        self.init(
+            layout,
+            InitState {
+                optimizer: optimizer.into(),
+                mode,
+                step: state.step,
+                optimizer_step: state.optimizer_step,
+                params: &[&state.params],
+                slots: &state.slots,
+                buffers: &[&state.buffers],
+            },
+        )
+    }
+
+    /// Waits until the chief has initialised, then fills the parameters and buffers; returns their global step.
+    ///
+    /// While others train, the shards may be some updates apart; the step is that of the oldest, so a gradient
+    /// computed from such a mixture is stale in sync mode, and dropped.
+    pub fn wait_init(
+        &mut self,
+        layout: &Layout,
+        params: &mut [&mut [f32]],
+        buffers: &mut [&mut [f32]],
+    ) -> Result<u64, Error> {
+        let meta = wire::to_json("fingerprint", &layout.fingerprint())?;
+        self.adopt(layout);
+        Ok(self.fetch(Kind::WaitInit, &meta, params, buffers)?.step)
+    }
+
+    /// Fills the newest parameters and buffers, without a push; see [`PsClient::wait_init`] on consistency.
+    pub fn pull(&mut self, params: &mut [&mut [f32]], buffers: &mut [&mut [f32]]) -> Result<Status, Error> {
+        self.fetch(Kind::Pull, &[], params, buffers)
+    }
+
+    /// Pushes a gradient and waits until it is decided and applied on all shards; then `params` holds the new
+    /// parameters. One slice per variable, in layout order.
+    pub fn push_pull(&mut self, push: Push<'_>, params: &mut [&mut [f32]]) -> Result<Outcome, Error> {
+        flat::check("gradients", push.gradients, self.total)?;
+        flat::check("parameters", params, self.total)?;
+        if let Some(buffers) = push.buffers {
+            flat::check("buffers", buffers, self.buffers_total)?;
+        }
+        self.seq += 1;
+        let (worker, seq, step) = (self.worker, self.seq, self.step);
+        let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
+            let mut header = Header::new(Kind::PushPull);
+            (header.worker, header.seq, header.step) = (worker, seq, step);
+            header.body = range.len() as u64;
+            let gradient = flat::cut(push.gradients, range);
+            if shard > 0 {
+                return wire::send(connection, header, &[], gradient);
+            }
+            (header.rows, header.loss) = (push.rows, push.loss);
+            let buffers = push.buffers.unwrap_or(&[]);
+            if push.buffers.is_some() {
+                header.flags = wire::BUFFERS;
+                header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+            }
+            wire::send(connection, header, push.leases, gradient.chain(buffers.iter().copied()))
+        };
+        let answers =
+            exchange(&mut self.shards, &self.closers, self.total, params, send, |connection, range, pieces| {
+                let header = wire::expect(connection, Kind::Result, "Result")?;
+                if header.seq != seq {
+                    let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
+                    return Err(wire::violated(connection, violation));
+                }
+                recv_params(connection, &header, range, pieces)?;
+                Ok(header)
+            })?;
+        let Some(first) = answers.first() else {
+            return Err(Error::Stopped);
+        };
+        if let Some((shard, other)) = answers.iter().enumerate().find(|(_, other)| other.step != first.step) {
+            let violation = Violation::Mismatch { what: "step of the answer", expected: first.step, found: other.step };
+            return Err(Error::Protocol { address: self.address(shard), violation });
+        }
+        self.step = first.step;
+        let dropped = first.flags & wire::DROPPED != 0;
+        Ok(Outcome { step: first.step, dropped, stop: first.flags & wire::STOP != 0 })
+    }
+
+    /// Tells ps:0 that this worker has no rows at the moment: sync mode does not wait for it until it pushes again
+    /// or calls [`PsClient::active`].
+    pub fn idle(&mut self) -> Result<Status, Error> {
+        self.tell(0, Kind::Idle)
+    }
+
+    /// Tells ps:0 that this worker has rows again.
+    pub fn active(&mut self) -> Result<Status, Error> {
+        self.tell(0, Kind::Active)
+    }
+
+    /// Leaves in good order: nobody waits for this worker any more, and it does not count as lost.
+    pub fn finish(mut self) -> Result<(), Error> {
+        // ps:0 first, so that it does not take the end of another connection for a death.
+        (0..self.shards.len()).try_for_each(|shard| self.tell(shard, Kind::Finish).map(drop))
+    }
+
+    fn tell(&mut self, shard: usize, kind: Kind) -> Result<Status, Error> {
+        let Some(connection) = self.shards.get_mut(shard) else {
+            return Err(Error::Stopped);
+        };
+        let mut header = Header::new(kind);
+        header.worker = self.worker;
+        wire::send(&mut **connection, header, &[], [])?;
+        let header = wire::expect(&mut **connection, Kind::Ok, "Ok")?;
+        Ok(Status { step: header.step, stop: header.flags & wire::STOP != 0 })
+    }
+
+    fn adopt(&mut self, layout: &Layout) {
+        self.total = layout.total;
+        self.buffers_total = layout.buffers_total;
+    }
+
+    fn address(&self, shard: usize) -> String {
+        self.shards.get(shard).map_or_else(String::new, |connection| connection.peer().to_owned())
+    }
+
+    fn fetch(
+        &mut self,
+        kind: Kind,
+        meta: &[u8],
+        params: &mut [&mut [f32]],
+        buffers: &mut [&mut [f32]],
+    ) -> Result<Status, Error> {
+        flat::check("parameters", params, self.total)?;
+        flat::check("buffers", buffers, self.buffers_total)?;
+        let count = self.shards.len();
+        let (total, worker) = (self.total, self.worker);
+        let mut cuts = flat::cut_mut(params, (0..count).map(|shard| shard_range(total, count, shard))).into_iter();
+        let mut status = Status { step: u64::MAX, stop: false };
+        // One after the other: ps:0 answers first when all are initialised, and a start is rare.
+        for (shard, connection) in self.shards.iter_mut().enumerate() {
+            let connection = &mut **connection;
+            let mut header = Header::new(kind);
+            header.worker = worker;
+            wire::send(connection, header, meta, [])?;
+            let header = wire::expect(connection, Kind::State, "State")?;
+            let range = shard_range(total, count, shard);
+            recv_params(connection, &header, range, cuts.next().unwrap_or_default())?;
+            if shard == 0 {
+                expect_length(connection, "buffers", self.buffers_total, header.aux)?;
+                wire::recv_floats(connection, buffers.iter_mut().map(|buffer| &mut **buffer))?;
+                status.stop = header.flags & wire::STOP != 0;
+            }
+            status.step = status.step.min(header.step);
+        }
+        self.step = status.step;
+        Ok(status)
+    }
+}
+
+impl Drop for PsClient {
+    fn drop(&mut self) {
+        // Cancellers may outlive the client; the servers shall see the end now.
+        self.canceller().cancel();
+    }
+}

@@ -1,0 +1,123 @@
+//! What ps:0 decided, in the one order that all shards follow, and how it travels.
+
+use crate::error::Violation;
+
+/// One entry of the order; `index` counts from 0 without gaps since the ps started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    pub index: u64,
+    pub kind: DecisionKind,
+}
+
+/// What every shard does at this point of the order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DecisionKind {
+    /// The weighted sum of these staged gradients becomes global step `step`.
+    Apply { step: u64, parts: Vec<Part> },
+    /// This push is discarded.
+    Drop { worker: u32, seq: u64 },
+    /// The state as it is now, after global step `step`, is handed to the host.
+    Snapshot { id: u64, step: u64 },
+}
+
+/// One gradient in an update; the weights of an update sum to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    pub worker: u32,
+    pub seq: u64,
+    pub weight: f32,
+}
+
+/// One push that became part of a global step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Commit {
+    pub worker: u32,
+    pub seq: u64,
+    /// Rows that the gradient is the mean over.
+    pub rows: u64,
+    /// Mean loss over those rows.
+    pub loss: f64,
+    /// The leases of those rows, opaque here.
+    pub leases: Vec<u8>,
+}
+
+/// Why a push was not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// Sync: computed at `base_step` when the model was already at `step`.
+    Stale { base_step: u64, step: u64 },
+    /// The worker died or left before the push was decided.
+    WorkerGone,
+    /// The worker began another push before this one was complete.
+    Superseded,
+    /// The last step was reached, or training was stopped.
+    Finished,
+}
+
+const PART: usize = 16;
+
+impl DecisionKind {
+    pub(crate) const APPLY: u8 = 1;
+    pub(crate) const DROP: u8 = 2;
+    pub(crate) const SNAPSHOT: u8 = 3;
+
+    /// (tag, worker, number, step) of the frame header; parts go to `meta`, 16 bytes each, little-endian.
+    pub(crate) fn encode(&self, meta: &mut Vec<u8>) -> (u8, u32, u64, u64) {
+        meta.clear();
+        match self {
+            DecisionKind::Apply { step, parts } => {
+                for part in parts {
+                    meta.extend_from_slice(&part.worker.to_le_bytes());
+                    meta.extend_from_slice(&part.seq.to_le_bytes());
+                    meta.extend_from_slice(&part.weight.to_le_bytes());
+                }
+                (Self::APPLY, 0, 0, *step)
+            }
+            DecisionKind::Drop { worker, seq } => (Self::DROP, *worker, *seq, 0),
+            DecisionKind::Snapshot { id, step } => (Self::SNAPSHOT, 0, *id, *step),
+        }
+    }
+
+    /// The reverse of [`DecisionKind::encode`].
+    pub(crate) fn decode(tag: u8, worker: u32, number: u64, step: u64, meta: &[u8]) -> Result<Self, Violation> {
+        match tag {
+            Self::APPLY => {
+                let (records, rest) = meta.as_chunks::<PART>();
+                if !rest.is_empty() || records.is_empty() {
+                    let detail = format!("{} bytes are not a list of parts", meta.len());
+                    return Err(Violation::Malformed { what: "decision", detail });
+                }
+                let part = |&[a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, w, x, y, z]: &[u8; PART]| Part {
+                    worker: u32::from_le_bytes([a, b, c, d]),
+                    seq: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+                    weight: f32::from_le_bytes([w, x, y, z]),
+                };
+                Ok(DecisionKind::Apply { step, parts: records.iter().map(part).collect() })
+            }
+            Self::DROP => Ok(DecisionKind::Drop { worker, seq: number }),
+            Self::SNAPSHOT => Ok(DecisionKind::Snapshot { id: number, step }),
+            other => Err(Violation::Malformed { what: "decision", detail: format!("tag {other} is unknown") }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_survive_the_wire() {
+        let part = |worker, weight| Part { worker, seq: 1 << 33, weight };
+        for kind in [
+            DecisionKind::Apply { step: 7, parts: vec![part(0, 0.25), part(3, 0.75)] },
+            DecisionKind::Drop { worker: 2, seq: 9 },
+            DecisionKind::Snapshot { id: 5, step: 7 },
+        ] {
+            let mut meta = Vec::new();
+            let (tag, worker, number, step) = kind.encode(&mut meta);
+            assert_eq!(DecisionKind::decode(tag, worker, number, step, &meta), Ok(kind));
+        }
+        assert!(DecisionKind::decode(DecisionKind::APPLY, 0, 0, 1, &[0; 17]).is_err());
+        assert!(DecisionKind::decode(9, 0, 0, 1, &[]).is_err());
+    }
+}

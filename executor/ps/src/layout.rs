@@ -1,0 +1,189 @@
+//! Where each variable lies in the flat vector, and which shard holds which range of it.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Shards are cut at multiples of 16 `f32`, one cache line of 64 bytes, so that their sizes differ by at most one.
+const ALIGNMENT: usize = 16;
+
+/// One tensor in the flat vector; dtype is always `f32`, elements in row-major order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variable {
+    pub name: String,
+    pub shape: Vec<i64>,
+    /// Index of its first element in the flat vector.
+    pub offset: usize,
+}
+
+impl Variable {
+    /// Number of elements; 1 for a scalar (empty shape).
+    pub fn len(&self) -> usize {
+        self.shape.iter().map(|&dimension| usize::try_from(dimension).unwrap_or(0)).product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The model as the parameter servers see it: two flat `f32` vectors.
+///
+/// `variables` are trained, and cut over all shards. `buffers` (running statistics and other state without a
+/// gradient) are assigned by the workers and held by ps:0 only. Both are sorted by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub variables: Vec<Variable>,
+    /// Elements of all variables.
+    pub total: usize,
+    pub buffers: Vec<Variable>,
+    /// Elements of all buffers.
+    pub buffers_total: usize,
+}
+
+impl Layout {
+    /// Sorts by name and assigns the offsets. Names must be unique within each list.
+    pub fn new(
+        variables: impl IntoIterator<Item = (String, Vec<i64>)>,
+        buffers: impl IntoIterator<Item = (String, Vec<i64>)>,
+    ) -> Result<Layout, Error> {
+        let (variables, total) = place(variables.into_iter().collect())?;
+        let (buffers, buffers_total) = place(buffers.into_iter().collect())?;
+        Ok(Layout { variables, total, buffers, buffers_total })
+    }
+
+    /// Equal for two layouts iff names, shapes and order are (up to a 64-bit hash).
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        for (list, tag) in [(&self.variables, 1u8), (&self.buffers, 2u8)] {
+            for variable in list {
+                hash.add(&[tag]);
+                hash.add(&(variable.name.len() as u64).to_le_bytes());
+                hash.add(variable.name.as_bytes());
+                hash.add(&(variable.shape.len() as u64).to_le_bytes());
+                for dimension in &variable.shape {
+                    hash.add(&dimension.to_le_bytes());
+                }
+            }
+        }
+        Fingerprint {
+            variables: self.variables.len(),
+            elements: self.total,
+            buffer_elements: self.buffers_total,
+            hash: hash.0,
+        }
+    }
+}
+
+fn place(mut declared: Vec<(String, Vec<i64>)>) -> Result<(Vec<Variable>, usize), Error> {
+    declared.sort();
+    let mut placed: Vec<Variable> = Vec::with_capacity(declared.len());
+    let mut offset = 0usize;
+    for (name, shape) in declared {
+        if placed.last().is_some_and(|last| last.name == name) {
+            return Err(Error::DuplicateVariable { name });
+        }
+        let end = shape
+            .iter()
+            .try_fold(1usize, |product, &dimension| product.checked_mul(usize::try_from(dimension).ok()?))
+            .and_then(|len| offset.checked_add(len));
+        let Some(end) = end else {
+            return Err(Error::BadShape { name, shape });
+        };
+        placed.push(Variable { name, shape, offset });
+        offset = end;
+    }
+    Ok((placed, offset))
+}
+
+/// A layout in four numbers: enough to refuse a worker that was built from another model, and to say why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub variables: usize,
+    pub elements: usize,
+    pub buffer_elements: usize,
+    /// FNV-1a (64 bit) over tags, names and shapes.
+    pub hash: u64,
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fingerprint { variables, elements, buffer_elements, hash } = self;
+        write!(f, "{variables} variables of {elements} elements, {buffer_elements} in buffers, hash {hash:016x}")
+    }
+}
+
+struct Fnv(u64);
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// The range of the flat vector that shard `shard` of `shards` holds: an even cut at cache lines.
+///
+/// The ranges of all shards, in order, cover `0..total` without gaps. A shard may be empty when the model is tiny.
+pub fn shard_range(total: usize, shards: usize, shard: usize) -> Range<usize> {
+    let shards = shards.max(1);
+    let lines = total.div_ceil(ALIGNMENT) as u128;
+    let cut = |k: usize| ((lines * k as u128 / shards as u128) as usize * ALIGNMENT).min(total);
+    cut(shard.min(shards))..cut((shard + 1).min(shards))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_sorted_and_placed() {
+        let layout = Layout::new(
+            [("w".into(), vec![2, 3]), ("b".into(), vec![]), ("e".into(), vec![0, 7])],
+            [("m".into(), vec![4])],
+        )
+        .unwrap();
+        let offsets: Vec<_> = layout.variables.iter().map(|v| (v.name.as_str(), v.offset, v.len())).collect();
+        assert_eq!(offsets, [("b", 0, 1), ("e", 1, 0), ("w", 1, 6)]);
+        assert_eq!((layout.total, layout.buffers_total), (7, 4));
+    }
+
+    #[test]
+    fn a_fingerprint_sees_names_shapes_and_kind() {
+        let layout = |name: &str, shape: Vec<i64>| Layout::new([(name.to_owned(), shape)], []).unwrap().fingerprint();
+        assert_eq!(layout("w", vec![2, 3]), layout("w", vec![2, 3]));
+        assert_ne!(layout("w", vec![2, 3]), layout("w", vec![3, 2]));
+        assert_ne!(layout("w", vec![2, 3]), layout("v", vec![2, 3]));
+        let buffer = Layout::new([], [("w".to_owned(), vec![2, 3])]).unwrap().fingerprint();
+        assert_ne!(layout("w", vec![2, 3]).hash, buffer.hash);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let twice = Layout::new([("w".into(), vec![1]), ("w".into(), vec![2])], []);
+        assert!(matches!(twice, Err(Error::DuplicateVariable { .. })));
+        assert!(matches!(Layout::new([("w".into(), vec![-1])], []), Err(Error::BadShape { .. })));
+        let huge = Layout::new([("w".into(), vec![i64::MAX, i64::MAX])], []);
+        assert!(matches!(huge, Err(Error::BadShape { .. })));
+    }
+
+    #[test]
+    fn shards_cover_everything_evenly() {
+        for total in [0, 1, 15, 16, 17, 1000, 25_000_003] {
+            for shards in 1..9 {
+                let ranges: Vec<_> = (0..shards).map(|k| shard_range(total, shards, k)).collect();
+                assert_eq!(ranges[0].start, 0);
+                assert_eq!(ranges[shards - 1].end, total);
+                assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
+                let longest = ranges.iter().map(ExactSizeIterator::len).max().unwrap();
+                let shortest = ranges.iter().map(ExactSizeIterator::len).min().unwrap();
+                assert!(longest - shortest < 2 * ALIGNMENT, "{ranges:?}");
+            }
+        }
+    }
+}

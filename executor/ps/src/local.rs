@@ -1,0 +1,135 @@
+//! Training with one worker and no ps: the same optimizers, applied in place to the worker's own tensors.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::flat;
+use crate::layout::Layout;
+use crate::optimizer::{MAX_SLOTS, Scheduled};
+use crate::snapshot::{FullState, Snapshot};
+
+/// The optimizer of a worker without parameter servers.
+#[derive(Debug)]
+pub struct LocalTrainer {
+    layout: Layout,
+    optimizer: Scheduled,
+    slots: Vec<Vec<f32>>,
+    step: u64,
+    optimizer_step: u64,
+}
+
+impl LocalTrainer {
+    /// With fresh slots, at global step `step`.
+    pub fn new(layout: Layout, optimizer: impl Into<Scheduled>, step: u64) -> LocalTrainer {
+        let optimizer = optimizer.into();
+        let slots = optimizer.initial_slots(layout.total);
+        LocalTrainer { layout, optimizer, slots, step, optimizer_step: 0 }
+    }
+
+    /// Continues from a checkpoint. The parameters themselves are the caller's; `state.slots` may be empty, then they
+    /// are fresh.
+    pub fn restore(layout: Layout, optimizer: impl Into<Scheduled>, state: &FullState) -> Result<LocalTrainer, Error> {
+        let optimizer = optimizer.into();
+        let mut trainer = LocalTrainer::new(layout, optimizer, state.step);
+        if state.slots.is_empty() {
+            return Ok(trainer);
+        }
+        let names: Vec<&str> = state.slots.iter().map(|(name, _)| name.as_str()).collect();
+        if names != optimizer.slots() {
+            let (expected, found) = (format!("{:?}", optimizer.slots()), format!("{names:?}"));
+            return Err(Error::State { what: "slots", expected, found });
+        }
+        for (slot, (_, saved)) in trainer.slots.iter_mut().zip(&state.slots) {
+            flat::check("slot", &[saved], slot.len())?;
+            slot.copy_from_slice(saved);
+        }
+        trainer.optimizer_step = state.optimizer_step;
+        Ok(trainer)
+    }
+
+    /// The global step: number of updates applied.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// One update in place; returns the new global step. Both lists have one slice per variable, in layout order;
+    /// after a length error nothing has been changed.
+    pub fn apply(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<u64, Error> {
+        let count = self.layout.variables.len();
+        for (what, found) in [("parameter tensors", params.len()), ("gradient tensors", grads.len())] {
+            if found != count {
+                return Err(Error::Length { what, expected: count, found });
+            }
+        }
+        for ((variable, param), grad) in self.layout.variables.iter().zip(&*params).zip(grads) {
+            flat::check("parameter tensor", &[&**param], variable.len())?;
+            flat::check("gradient tensor", &[grad], variable.len())?;
+        }
+        let update = self.optimizer.update(self.step, self.optimizer_step + 1);
+        for ((variable, param), grad) in self.layout.variables.iter().zip(params).zip(grads) {
+            let range = variable.offset..variable.offset + param.len();
+            let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
+            for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
+                *view = &mut slot[range.clone()];
+            }
+            update.apply(1.0, param, grad, &mut slots[..self.optimizer.slots().len()])?;
+        }
+        self.optimizer_step += 1;
+        self.step += 1;
+        Ok(self.step)
+    }
+
+    /// The whole state, as one shard of one ps would give it. `params` and `buffers` are the caller's tensors in
+    /// layout order, copied.
+    pub fn snapshot(&self, id: u64, params: &[&[f32]], buffers: &[&[f32]]) -> Result<Snapshot, Error> {
+        flat::check("parameters", params, self.layout.total)?;
+        flat::check("buffers", buffers, self.layout.buffers_total)?;
+        let names = self.optimizer.slots().iter().map(|&name| name.to_owned());
+        Ok(Snapshot {
+            id,
+            step: self.step,
+            optimizer_step: self.optimizer_step,
+            range: 0..self.layout.total,
+            params: Arc::new(params.concat()),
+            slots: names.zip(self.slots.iter().cloned()).collect(),
+            buffers: Some(buffers.concat()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::Optimizer;
+
+    #[test]
+    fn a_restored_trainer_continues_identically() {
+        let layout = Layout::new([("b".into(), vec![1]), ("w".into(), vec![3])], [("m".into(), vec![2])]).unwrap();
+        let optimizer = Optimizer::Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let (mut b, mut w) = ([1.0], [1.0, 2.0, 3.0]);
+        let mut trainer = LocalTrainer::new(layout.clone(), optimizer, 40);
+        for _ in 0..5 {
+            trainer.apply(&mut [&mut b, &mut w], &[&[0.5], &[1.0, -1.0, 0.25]]).unwrap();
+        }
+        let snapshot = trainer.snapshot(1, &[&b, &w], &[&[7.0, 8.0]]).unwrap();
+        let state = FullState::assemble(vec![snapshot]).unwrap();
+        assert_eq!((state.step, state.optimizer_step, &state.buffers[..]), (45, 5, &[7.0, 8.0][..]));
+        let mut again = LocalTrainer::restore(layout, optimizer, &state).unwrap();
+        let (mut b2, mut w2) = (b, w);
+        for (t, b, w) in [(&mut trainer, &mut b, &mut w), (&mut again, &mut b2, &mut w2)] {
+            assert_eq!(t.apply(&mut [b, w], &[&[0.5], &[1.0, -1.0, 0.25]]).unwrap(), 46);
+        }
+        assert_eq!((b, w), (b2, w2));
+    }
+
+    #[test]
+    fn wrong_shapes_change_nothing() {
+        let layout = Layout::new([("b".into(), vec![1]), ("w".into(), vec![3])], []).unwrap();
+        let optimizer = Optimizer::Sgd { learning_rate: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        let mut trainer = LocalTrainer::new(layout, optimizer, 0);
+        let (mut b, mut w) = ([1.0], [1.0, 2.0, 3.0]);
+        let wrong = trainer.apply(&mut [&mut b, &mut w], &[&[0.5], &[1.0]]);
+        assert!(matches!(wrong, Err(Error::Length { expected: 3, found: 1, .. })));
+        assert_eq!((b[0], trainer.step()), (1.0, 0));
+    }
+}

@@ -1,0 +1,398 @@
+//! Which push becomes which global step: a pure state machine that lives on ps:0, without I/O, clock or randomness.
+//!
+//! ```text
+//!   push:    unseen --first Staged or PushMeta--> pending --all shards + meta--> complete --> decided
+//!   worker:  Expected --Joined--> Active <--Active, PushMeta / Idle--> Idle        (counted: Expected, Active)
+//!            any --Left--> Left,  any --Lost--> Lost,  Left and Lost --Joined--> Joined --> Active or Idle
+//! ```
+//!
+//! Invariants, each named by a test:
+//!
+//! - **PS-1** an update is applied on every shard or on none: a push is decided `Apply` only when every shard has
+//!   staged all of it.
+//! - **PS-2** all shards apply the same decisions in the same order: one list, numbered without gaps.
+//! - **PS-3** in sync mode each applied gradient was computed at the step before the one it becomes.
+//! - **PS-4** each push is decided exactly once.
+//! - **PS-5** nobody waits for an idle, finished or dead worker.
+//!
+//! A worker that has not joined yet counts as active: otherwise the first to arrive would train alone, and sync with
+//! R = N would depend on who starts faster. A worker that joins again counts only from its first push (which may be
+//! stale) or its `WorkerActive`, so nobody waits while it loads.
+
+#[cfg(test)]
+mod property;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::{Commit, Decision, DecisionKind, DropReason, Part};
+
+/// How pushes become global steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum Mode {
+    /// Every complete push becomes the next global step, in order of completion.
+    Async,
+    /// As soon as min(R, active workers) pushes computed at the current step are complete, their mean, weighted by
+    /// rows, becomes the next step; what comes later was computed at an old step and is dropped.
+    Sync { replicas_to_aggregate: u32 },
+}
+
+/// What happened, as the sequencer sees it. Workers are named by index; the host keeps apart the sessions of a
+/// worker that connects again, and its `seq` numbers increase over sessions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// All shards have been initialised, at this global step.
+    Initialised {
+        mode: Mode,
+        step: u64,
+    },
+    WorkerJoined(u32),
+    /// It has rows again.
+    WorkerActive(u32),
+    /// It has no rows at the moment.
+    WorkerIdle(u32),
+    /// It finished.
+    WorkerLeft(u32),
+    /// It died: from here on nothing of it is applied.
+    WorkerLost(u32),
+    /// The worker's gradient has fully arrived at this shard.
+    Staged {
+        shard: usize,
+        worker: u32,
+        seq: u64,
+        base_step: u64,
+    },
+    /// What ps:0 knows of a push besides the gradient.
+    PushMeta(PushMeta),
+    SnapshotRequested {
+        id: u64,
+    },
+    /// No update after this global step; `None` lifts the bound.
+    MaxSteps(Option<u64>),
+    /// No further updates at all.
+    Stop,
+}
+
+/// A push without its gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PushMeta {
+    pub worker: u32,
+    pub seq: u64,
+    /// Global step of the parameters that the gradient was computed from.
+    pub base_step: u64,
+    pub rows: u64,
+    pub loss: f64,
+    pub leases: Vec<u8>,
+    /// Whether non-trainable state came with it.
+    pub buffers: bool,
+}
+
+/// What the host must do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send to all shards, this one included, in this order.
+    Decide(Decision),
+    /// Tell the host of the ps.
+    Emit(Notice),
+}
+
+/// What the host of ps:0 is told, in the order of the decisions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// These pushes became global step `step`: their leases are committed with it.
+    Committed { step: u64, commits: Vec<Commit> },
+    /// This push was not applied: its leases go back. Not sent for a push of which only gradients arrived.
+    Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
+    /// Everything before is in snapshot `id`, nothing after.
+    SnapshotMarker { id: u64, step: u64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Expected,
+    Joined,
+    Active,
+    Idle,
+    Left,
+    Lost,
+}
+
+impl Presence {
+    fn is_counted(self) -> bool {
+        matches!(self, Presence::Expected | Presence::Active)
+    }
+
+    fn is_gone(self) -> bool {
+        matches!(self, Presence::Left | Presence::Lost)
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    presence: Presence,
+    /// All pushes up to this one are decided; `seq` begins at 1.
+    decided: u64,
+    pending: Option<Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    seq: u64,
+    /// The oldest parameters that any slice of the gradient was computed from.
+    base_step: u64,
+    staged: Vec<bool>,
+    meta: Option<PushMeta>,
+}
+
+/// See the module: feed it events, perform its actions.
+#[derive(Debug)]
+pub struct Sequencer {
+    shards: usize,
+    mode: Option<Mode>,
+    step: u64,
+    max_steps: Option<u64>,
+    stopped: bool,
+    next_index: u64,
+    workers: BTreeMap<u32, Worker>,
+    /// Workers whose pending push is complete, in order of completion.
+    complete: Vec<u32>,
+}
+
+impl Sequencer {
+    /// For `shards` shards and the workers 0..`workers`; others may join later. Nothing is applied before
+    /// [`Event::Initialised`].
+    pub fn new(shards: usize, workers: u32) -> Sequencer {
+        let expected = || Worker { presence: Presence::Expected, decided: 0, pending: None };
+        Sequencer {
+            shards: shards.max(1),
+            mode: None,
+            step: 0,
+            max_steps: None,
+            stopped: false,
+            next_index: 0,
+            workers: (0..workers).map(|worker| (worker, expected())).collect(),
+            complete: Vec::new(),
+        }
+    }
+
+    /// The global step: number of updates decided, counted from the one initialised.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Whether no push will be applied any more.
+    pub fn is_finished(&self) -> bool {
+        self.stopped || self.max_steps.is_some_and(|max| self.step >= max)
+    }
+
+    /// Pure: the same events give the same actions.
+    pub fn on_event(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Initialised { mode, step } => {
+                if self.mode.is_none() {
+                    self.mode = Some(mode);
+                    self.step = step;
+                }
+            }
+            Event::WorkerJoined(worker) => self.handle_joined(worker),
+            Event::WorkerActive(worker) => self.set_presence(worker, Presence::Active),
+            Event::WorkerIdle(worker) => self.set_presence(worker, Presence::Idle),
+            Event::WorkerLeft(worker) => self.handle_gone(worker, Presence::Left, &mut actions),
+            Event::WorkerLost(worker) => self.handle_gone(worker, Presence::Lost, &mut actions),
+            Event::Staged { shard, worker, seq, base_step } => {
+                if let Some(pending) = self.pending(worker, seq, base_step, &mut actions)
+                    && let Some(staged) = pending.staged.get_mut(shard)
+                {
+                    *staged = true;
+                }
+                self.note_complete(worker);
+            }
+            Event::PushMeta(meta) => {
+                let worker = meta.worker;
+                // Who pushes has rows; this also ends the wait-free phase of a worker that joined again.
+                self.set_presence(worker, Presence::Active);
+                let is_refused = |state: &Worker| state.presence.is_gone() && meta.seq > state.decided;
+                let refused = self.workers.get(&worker).is_none_or(is_refused);
+                if let Some(pending) = self.pending(worker, meta.seq, meta.base_step, &mut actions) {
+                    pending.meta.get_or_insert(meta);
+                } else if refused {
+                    let PushMeta { seq, leases, .. } = meta;
+                    let reason = DropReason::WorkerGone;
+                    actions.push(Action::Emit(Notice::Dropped { worker, seq, leases, reason }));
+                }
+                self.note_complete(worker);
+            }
+            Event::SnapshotRequested { id } => {
+                let step = self.step;
+                self.decide(DecisionKind::Snapshot { id, step }, &mut actions);
+                actions.push(Action::Emit(Notice::SnapshotMarker { id, step }));
+            }
+            Event::MaxSteps(max) => self.max_steps = max,
+            Event::Stop => self.stopped = true,
+        }
+        self.settle(&mut actions);
+        actions
+    }
+
+    fn handle_joined(&mut self, worker: u32) {
+        let gone = || Worker { presence: Presence::Left, decided: 0, pending: None };
+        let worker = self.workers.entry(worker).or_insert_with(gone);
+        worker.presence = match worker.presence {
+            Presence::Expected => Presence::Active,
+            Presence::Left | Presence::Lost => Presence::Joined,
+            Presence::Joined | Presence::Active | Presence::Idle => worker.presence,
+        };
+    }
+
+    /// Late words of a worker that is gone change nothing.
+    fn set_presence(&mut self, worker: u32, presence: Presence) {
+        if let Some(worker) = self.workers.get_mut(&worker)
+            && !worker.presence.is_gone()
+        {
+            worker.presence = presence;
+        }
+    }
+
+    fn handle_gone(&mut self, worker: u32, presence: Presence, actions: &mut Vec<Action>) {
+        self.drop_pending(worker, DropReason::WorkerGone, actions);
+        if let Some(worker) = self.workers.get_mut(&worker)
+            && !worker.presence.is_gone()
+        {
+            worker.presence = presence;
+        }
+    }
+
+    /// The undecided push `seq` of `worker`, created at first sight; `None` if it is decided already (PS-4).
+    fn pending(&mut self, worker: u32, seq: u64, base_step: u64, actions: &mut Vec<Action>) -> Option<&mut Pending> {
+        let unknown = || Worker { presence: Presence::Lost, decided: 0, pending: None };
+        let state = self.workers.entry(worker).or_insert_with(unknown);
+        if seq <= state.decided || state.pending.as_ref().is_some_and(|pending| seq < pending.seq) {
+            return None;
+        }
+        if state.pending.as_ref().is_some_and(|pending| seq > pending.seq) {
+            self.drop_pending(worker, DropReason::Superseded, actions);
+        }
+        if let Some(state) = self.workers.get_mut(&worker)
+            && state.presence.is_gone()
+        {
+            // Decided at first sight, so that the shards that hold a slice of it can let it go.
+            state.decided = seq;
+            self.decide(DecisionKind::Drop { worker, seq }, actions);
+            return None;
+        }
+        let shards = self.shards;
+        let state = self.workers.get_mut(&worker)?;
+        let fresh = || Pending { seq, base_step, staged: vec![false; shards], meta: None };
+        let pending = state.pending.get_or_insert_with(fresh);
+        pending.base_step = pending.base_step.min(base_step);
+        Some(pending)
+    }
+
+    fn note_complete(&mut self, worker: u32) {
+        let is_complete = |pending: &Pending| pending.meta.is_some() && pending.staged.iter().all(|&staged| staged);
+        if self.workers.get(&worker).and_then(|state| state.pending.as_ref()).is_some_and(is_complete)
+            && !self.complete.contains(&worker)
+        {
+            self.complete.push(worker);
+        }
+    }
+
+    /// Decides all that can be decided now; called after every event, so a departure releases those who waited.
+    fn settle(&mut self, actions: &mut Vec<Action>) {
+        let Some(mode) = self.mode else { return };
+        loop {
+            if self.is_finished() {
+                for worker in std::mem::take(&mut self.complete) {
+                    self.drop_pending(worker, DropReason::Finished, actions);
+                }
+                return;
+            }
+            match mode {
+                Mode::Async => {
+                    let Some(&worker) = self.complete.first() else {
+                        return;
+                    };
+                    self.apply(vec![worker], actions);
+                }
+                Mode::Sync { replicas_to_aggregate } => {
+                    self.drop_stale(actions);
+                    let wanted = replicas_to_aggregate.max(1) as usize;
+                    let active = self.workers.values().filter(|worker| worker.presence.is_counted()).count();
+                    if self.complete.is_empty() || self.complete.len() < wanted.min(active) {
+                        return;
+                    }
+                    let mut chosen = self.complete.clone();
+                    chosen.truncate(wanted);
+                    // Sums of f32 depend on the order: by index, the result does not depend on who was faster.
+                    chosen.sort_unstable();
+                    self.apply(chosen, actions);
+                }
+            }
+        }
+    }
+
+    fn drop_stale(&mut self, actions: &mut Vec<Action>) {
+        let step = self.step;
+        let base = |state: &Worker| state.pending.as_ref().map(|pending| pending.base_step);
+        let stale = |worker: &u32| self.workers.get(worker).and_then(base).filter(|&base_step| base_step != step);
+        let stale: Vec<(u32, u64)> = self.complete.iter().filter_map(|w| Some((*w, stale(w)?))).collect();
+        for (worker, base_step) in stale {
+            self.drop_pending(worker, DropReason::Stale { base_step, step }, actions);
+        }
+    }
+
+    fn apply(&mut self, chosen: Vec<u32>, actions: &mut Vec<Action>) {
+        let mut commits = Vec::with_capacity(chosen.len());
+        for worker in &chosen {
+            let Some(state) = self.workers.get_mut(worker) else {
+                continue;
+            };
+            let Some(pending) = state.pending.take() else {
+                continue;
+            };
+            let Some(PushMeta { rows, loss, leases, .. }) = pending.meta else {
+                continue;
+            };
+            state.decided = pending.seq;
+            commits.push(Commit { worker: *worker, seq: pending.seq, rows, loss, leases });
+        }
+        self.complete.retain(|worker| !chosen.contains(worker));
+        let rows: u64 = commits.iter().map(|commit| commit.rows).sum();
+        // Pushes without rows (a last, empty batch) weigh the same, as there is nothing to weigh by.
+        let weight = |commit: &Commit| match rows {
+            0 => 1.0 / commits.len() as f64,
+            rows => commit.rows as f64 / rows as f64,
+        };
+        let part = |commit: &Commit| Part { worker: commit.worker, seq: commit.seq, weight: weight(commit) as f32 };
+        let parts = commits.iter().map(part).collect();
+        self.step += 1;
+        let step = self.step;
+        self.decide(DecisionKind::Apply { step, parts }, actions);
+        actions.push(Action::Emit(Notice::Committed { step, commits }));
+    }
+
+    fn drop_pending(&mut self, worker: u32, reason: DropReason, actions: &mut Vec<Action>) {
+        self.complete.retain(|&other| other != worker);
+        let Some(state) = self.workers.get_mut(&worker) else {
+            return;
+        };
+        let Some(Pending { seq, meta, .. }) = state.pending.take() else {
+            return;
+        };
+        state.decided = seq;
+        self.decide(DecisionKind::Drop { worker, seq }, actions);
+        if let Some(PushMeta { leases, .. }) = meta {
+            actions.push(Action::Emit(Notice::Dropped { worker, seq, leases, reason }));
+        }
+    }
+
+    fn decide(&mut self, kind: DecisionKind, actions: &mut Vec<Action>) {
+        actions.push(Action::Decide(Decision { index: self.next_index, kind }));
+        self.next_index += 1;
+    }
+}

@@ -1,0 +1,238 @@
+//! Random interleavings of pushes, deaths, returns, idling and repeated messages, against a plain model that only
+//! remembers what was said.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::*;
+use crate::reference::Random;
+
+/// What is known of one push from outside.
+#[derive(Default)]
+struct Told {
+    staged: BTreeSet<usize>,
+    base: u64,
+    meta: bool,
+    decided: u32,
+    noticed: u32,
+    applied: bool,
+    fenced: bool,
+}
+
+struct Model {
+    sequencer: Sequencer,
+    mode: Mode,
+    shards: usize,
+    step: u64,
+    next_index: u64,
+    max_steps: u64,
+    told: BTreeMap<(u32, u64), Told>,
+    counted: BTreeSet<u32>,
+}
+
+impl Model {
+    fn event(&mut self, event: Event) {
+        match &event {
+            Event::Staged { shard, worker, seq, base_step } => {
+                let told = self.told.entry((*worker, *seq)).or_default();
+                told.base = *base_step;
+                told.staged.insert(*shard);
+            }
+            Event::PushMeta(meta) => {
+                let told = self.told.entry((meta.worker, meta.seq)).or_default();
+                told.base = meta.base_step;
+                told.meta = true;
+                self.counted.insert(meta.worker);
+            }
+            Event::WorkerIdle(worker) => {
+                self.counted.remove(worker);
+            }
+            Event::WorkerActive(worker) => {
+                self.counted.insert(*worker);
+            }
+            Event::WorkerLost(worker) | Event::WorkerLeft(worker) => {
+                self.counted.remove(worker);
+            }
+            _ => {}
+        }
+        let gone = match event {
+            Event::WorkerLost(worker) | Event::WorkerLeft(worker) => Some(worker),
+            _ => None,
+        };
+        for action in self.sequencer.on_event(event) {
+            self.check(action);
+        }
+        if let Some(gone) = gone {
+            // PS-1: nothing of it is applied from here on.
+            self.told.iter_mut().filter(|((worker, _), _)| *worker == gone).for_each(|(_, told)| told.fenced = true);
+        }
+        self.check_nobody_waits();
+    }
+
+    fn check(&mut self, action: Action) {
+        match action {
+            Action::Decide(Decision { index, kind }) => {
+                assert_eq!(index, self.next_index, "PS-2");
+                self.next_index += 1;
+                match kind {
+                    DecisionKind::Apply { step, parts } => {
+                        assert_eq!(step, self.step + 1, "PS-2");
+                        assert!(step <= self.max_steps, "an update after the last step");
+                        assert!((parts.iter().map(|part| f64::from(part.weight)).sum::<f64>() - 1.0).abs() < 1e-6);
+                        for part in parts {
+                            let told = self.told.get_mut(&(part.worker, part.seq)).expect("never pushed");
+                            assert!(told.meta && told.staged.len() == self.shards, "PS-1: {part:?} is incomplete");
+                            assert!(!told.fenced, "PS-1: {part:?} of a worker that was gone");
+                            if matches!(self.mode, Mode::Sync { .. }) {
+                                assert_eq!(told.base, self.step, "PS-3");
+                            }
+                            told.decided += 1;
+                            told.applied = true;
+                            assert_eq!(told.decided, 1, "PS-4");
+                        }
+                        self.step = step;
+                    }
+                    DecisionKind::Drop { worker, seq } => {
+                        let told = self.told.get_mut(&(worker, seq)).expect("never pushed");
+                        told.decided += 1;
+                        assert_eq!(told.decided, 1, "PS-4");
+                    }
+                    DecisionKind::Snapshot { step, .. } => assert_eq!(step, self.step),
+                }
+            }
+            Action::Emit(Notice::Committed { step, commits }) => {
+                assert_eq!(step, self.step);
+                for commit in commits {
+                    let told = self.told.get_mut(&(commit.worker, commit.seq)).expect("never pushed");
+                    assert!(told.applied && commit.leases == commit.seq.to_le_bytes());
+                    told.noticed += 1;
+                }
+            }
+            Action::Emit(Notice::Dropped { worker, seq, leases, .. }) => {
+                let told = self.told.get_mut(&(worker, seq)).expect("never pushed");
+                assert!(!told.applied && told.meta && leases == seq.to_le_bytes());
+                told.noticed += 1;
+            }
+            Action::Emit(Notice::SnapshotMarker { step, .. }) => assert_eq!(step, self.step),
+        }
+    }
+
+    fn check_nobody_waits(&self) {
+        let is_waiting = |told: &&Told| told.decided == 0 && told.meta && told.staged.len() == self.shards;
+        let waiting = self.told.values().filter(is_waiting).count();
+        let allowed = match self.mode {
+            Mode::Async => 0,
+            _ if self.step >= self.max_steps => 0,
+            Mode::Sync { replicas_to_aggregate } => (replicas_to_aggregate as usize).min(self.counted.len()).max(1) - 1,
+        };
+        assert!(waiting <= allowed, "PS-5: {waiting} pushes wait, {} workers count", self.counted.len());
+    }
+}
+
+/// A worker as the server's connections show it: messages to come from each shard, in order per shard.
+#[derive(Default)]
+struct Client {
+    alive: bool,
+    session: u64,
+    seq: u64,
+    base: u64,
+    /// One queue per shard; the first one also carries the meta.
+    coming: Vec<VecDeque<Event>>,
+}
+
+fn run(seed: u64) {
+    let mut random = Random::new(seed);
+    let shards = 1 + random.below(3) as usize;
+    let workers = 1 + random.below(4) as u32;
+    let replicas_to_aggregate = 1 + random.below(4) as u32;
+    let mode = if random.below(3) == 0 { Mode::Async } else { Mode::Sync { replicas_to_aggregate } };
+    let max_steps = if random.below(2) == 0 { u64::MAX } else { 20 };
+    let mut model = Model {
+        sequencer: Sequencer::new(shards, workers),
+        mode,
+        shards,
+        step: 0,
+        next_index: 0,
+        max_steps,
+        told: BTreeMap::new(),
+        counted: (0..workers).collect(),
+    };
+    model.event(Event::Initialised { mode, step: 0 });
+    model.event(Event::MaxSteps(Some(max_steps)));
+    let mut clients: Vec<Client> = (0..workers).map(|_| Client::default()).collect();
+    for _ in 0..400 {
+        let worker = random.below(u64::from(workers)) as u32;
+        let client = &mut clients[worker as usize];
+        match random.below(100) {
+            0..2 if client.alive => {
+                let event = if random.below(4) == 0 { Event::WorkerLeft } else { Event::WorkerLost };
+                client.alive = false;
+                // What ps:0 read itself ends with the connection; what other shards sent may still come.
+                client.coming[0].clear();
+                model.event(event(worker));
+            }
+            2..5 => model.event(Event::SnapshotRequested { id: random.next_u64() }),
+            5..8 if client.alive => model.event(Event::WorkerIdle(worker)),
+            8..12 if client.alive => model.event(Event::WorkerActive(worker)),
+            _ if !client.alive => {
+                if random.below(10) == 0 {
+                    client.alive = true;
+                    client.session += 1;
+                    client.seq = client.session << 32;
+                    client.coming.resize_with(shards, VecDeque::new);
+                    model.event(Event::WorkerJoined(worker));
+                }
+            }
+            _ => {
+                let is_decided = model.told.get(&(worker, client.seq)).is_none_or(|told| told.decided > 0);
+                if is_decided && client.coming.iter().all(VecDeque::is_empty) {
+                    begin_push(&mut random, client, worker, model.step);
+                }
+                let shard = random.below(shards as u64) as usize;
+                if let Some(event) = client.coming[shard].pop_front() {
+                    if random.below(10) == 0 {
+                        model.event(event.clone());
+                    }
+                    model.event(event);
+                }
+            }
+        }
+    }
+    for worker in 0..workers {
+        model.event(Event::WorkerLost(worker));
+        for event in clients[worker as usize].coming.iter_mut().skip(1).flat_map(std::mem::take) {
+            model.event(event);
+        }
+    }
+    for (push, told) in &model.told {
+        assert_eq!(told.decided, 1, "PS-4: push {push:?}");
+        assert_eq!(told.noticed, u32::from(told.meta), "push {push:?} with leases must be told exactly once");
+    }
+}
+
+fn begin_push(random: &mut Random, client: &mut Client, worker: u32, step: u64) {
+    client.seq += 1;
+    // Mostly from the newest parameters, sometimes from what it had before.
+    if random.below(4) > 0 {
+        client.base = step;
+    }
+    let (seq, base_step) = (client.seq, client.base);
+    let leases = seq.to_le_bytes().to_vec();
+    let rows = random.below(50);
+    for (shard, coming) in client.coming.iter_mut().enumerate() {
+        let staged = Event::Staged { shard, worker, seq, base_step };
+        coming.push_back(staged);
+    }
+    let meta = PushMeta { worker, seq, base_step, rows, loss: 0.0, leases, buffers: false };
+    client.coming[0].push_front(Event::PushMeta(meta));
+}
+
+#[test] // PS-1, PS-2, PS-3, PS-4, PS-5
+fn invariants_hold_in_random_interleavings() {
+    for seed in 0..3000 {
+        let result = std::panic::catch_unwind(|| run(seed));
+        if let Err(panic) = result {
+            eprintln!("seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

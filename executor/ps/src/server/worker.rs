@@ -1,0 +1,303 @@
+//! Serves one worker's connection: reads its gradients into place, reports them, answers with parameters.
+
+use crate::error::{Error, Refusal, Violation};
+use crate::layout::{Fingerprint, shard_range};
+use crate::sequencer::{Event, PushMeta};
+use crate::server::ServerEvent;
+use crate::server::peer::{first_seq, session_of};
+use crate::server::state::{Inner, lock};
+use crate::shard::{Begin, Shard, Staged, Version};
+use crate::transport::Connection;
+use crate::wire::{self, Header, Init, Kind};
+
+/// Serves until the worker finishes, breaks, or is fenced off.
+pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32, is_chief: bool, session: Option<u32>) {
+    let mut served = Served { inner, connection, worker, is_chief, session: 0, last_seq: 0, spare: None };
+    let result = served.begin(session).and_then(|()| served.run());
+    let Served { session, last_seq, .. } = served;
+    if let Some(shard) = lock(&inner.shard).as_mut() {
+        shard.forget(worker, last_seq);
+    }
+    let Err(error) = result else { return };
+    tracing::debug!(worker, session, %error, "a worker's connection ended");
+    if session == 0 || inner.is_closed() {
+        return;
+    }
+    if inner.order.is_some() {
+        inner.lose(worker, session, error);
+    } else if inner.wait_linked().is_ok() {
+        // Waited for, as ps:0 may know it from nobody else: its own thread for this worker can be waiting for the
+        // push to be complete rather than reading.
+        let mut header = Header::new(Kind::WorkerGone);
+        (header.worker, header.seq) = (worker, first_seq(session));
+        inner.report(header);
+    }
+}
+
+struct Served<'a> {
+    inner: &'a Inner,
+    connection: Box<dyn Connection>,
+    worker: u32,
+    is_chief: bool,
+    /// 0 before the worker was let in.
+    session: u32,
+    last_seq: u64,
+    /// The staging buffer of the last push; the next one is read into it.
+    spare: Option<Staged>,
+}
+
+impl Served<'_> {
+    fn begin(&mut self, session: Option<u32>) -> Result<(), Error> {
+        let mut header = Header::new(Kind::Welcome);
+        if self.inner.order.is_some() {
+            self.session = self.inner.join(self.worker, &*self.connection)?;
+            if let Some(shard) = lock(&self.inner.shard).as_ref() {
+                header.flags = wire::INITIALISED;
+                header.step = shard.current().step;
+            }
+        } else {
+            self.session = match self.enter(session.unwrap_or(0))? {
+                Ok(session) => session,
+                Err(refusal) => return self.refuse(refusal),
+            };
+        }
+        self.last_seq = first_seq(self.session);
+        header.seq = u64::from(self.session);
+        wire::send(&mut *self.connection, header, &[], [])
+    }
+
+    /// Shards k > 0: the newest session of a worker is the one that counts.
+    fn enter(&self, session: u32) -> Result<Result<u32, Refusal>, Error> {
+        let closer = self.connection.closer().map_err(|source| wire::lost(&*self.connection, source))?;
+        let mut sessions = lock(&self.inner.sessions);
+        let current = sessions.get(&self.worker).map_or(0, |(number, _)| *number);
+        if session <= current {
+            return Ok(Err(Refusal::Session { worker: self.worker, current, found: session }));
+        }
+        if let Some((_, old)) = sessions.insert(self.worker, (session, closer)) {
+            old.close();
+        }
+        Ok(Ok(session))
+    }
+
+    /// Sends the refusal; the connection stays usable, as the request has been read completely.
+    fn refuse(&mut self, refusal: Refusal) -> Result<(), Error> {
+        tracing::debug!(worker = self.worker, %refusal, "refused a request");
+        wire::refuse(&mut *self.connection, &refusal)
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        if self.session == 0 {
+            return Ok(());
+        }
+        let is_first = self.inner.order.is_some();
+        loop {
+            let header = wire::recv_header(&mut *self.connection)?;
+            match header.kind {
+                Kind::PushPull => self.push(header)?,
+                Kind::Init => self.init(header)?,
+                Kind::WaitInit => self.wait_init(header)?,
+                Kind::Pull => self.pull()?,
+                Kind::Idle if is_first => self.presence(Event::WorkerIdle(self.worker))?,
+                Kind::Active if is_first => self.presence(Event::WorkerActive(self.worker))?,
+                Kind::Finish => {
+                    if is_first {
+                        self.presence(Event::WorkerLeft(self.worker))?;
+                    } else {
+                        wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], [])?;
+                    }
+                    return Ok(());
+                }
+                other => {
+                    let violation = Violation::UnexpectedKind { expected: "a request", found: format!("{other:?}") };
+                    return Err(wire::violated(&*self.connection, violation));
+                }
+            }
+        }
+    }
+
+    fn presence(&mut self, event: Event) -> Result<(), Error> {
+        self.inner.sequence_for(self.worker, self.session, [event])?;
+        let mut header = Header::new(Kind::Ok);
+        header.flags = self.stop_flag();
+        header.step = lock(&self.inner.shard).as_ref().map_or(0, |shard| shard.current().step);
+        wire::send(&mut *self.connection, header, &[], [])
+    }
+
+    fn stop_flag(&self) -> u8 {
+        if self.inner.is_finished() { wire::STOP } else { 0 }
+    }
+
+    fn length(&self, what: &'static str, allowed: usize, found: u64) -> Result<(), Error> {
+        if found == allowed as u64 {
+            return Ok(());
+        }
+        Err(wire::violated(&*self.connection, Violation::Length { what, allowed: allowed as u64, found }))
+    }
+
+    fn init(&mut self, header: Header) -> Result<(), Error> {
+        let options = &self.inner.options;
+        let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
+        let init: Init = wire::from_json(&*self.connection, "init", &meta)?;
+        let range = shard_range(init.layout.total, options.num_shards, options.shard);
+        let len = range.len();
+        let buffers_len = if options.shard == 0 { init.layout.buffers_total } else { 0 };
+        self.length("init", len * (1 + init.slots.len()), header.body)?;
+        self.length("buffers", buffers_len, header.aux)?;
+        let mut params = vec![0.0; len];
+        let mut slots: Vec<Vec<f32>> = init.slots.iter().map(|_| vec![0.0; len]).collect();
+        let mut buffers = vec![0.0; buffers_len];
+        let parts = std::iter::once(&mut params).chain(&mut slots).chain([&mut buffers]);
+        wire::recv_floats(&mut *self.connection, parts.map(Vec::as_mut_slice))?;
+
+        if !self.is_chief {
+            return self.refuse(Refusal::NotChief);
+        }
+        if slots.is_empty() {
+            slots = init.optimizer.initial_slots(len);
+        } else if init.slots != init.optimizer.slots() {
+            let reason = format!("the optimizer has slots {:?}, given are {:?}", init.optimizer.slots(), init.slots);
+            return self.refuse(Refusal::BadInit { reason });
+        }
+        let (step, optimizer_step) = (header.step, init.optimizer_step);
+        let buffers = (options.shard == 0).then_some(buffers);
+        let shard = options.shard;
+        let begin = Begin { shard, range, optimizer: init.optimizer, step, optimizer_step, params, slots, buffers };
+        match self.install(begin, &init)? {
+            Ok(()) => wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], []),
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    /// The order: the sequencer knows the mode and the host the step before any worker can see parameters.
+    fn install(&self, begin: Begin, init: &Init) -> Result<Result<(), Refusal>, Error> {
+        let inner = self.inner;
+        let step = begin.step;
+        let mut fingerprint = lock(&inner.fingerprint);
+        if let Some(shard) = lock(&inner.shard).as_ref() {
+            // ps:0 is initialised last. A chief that died before that may have left others initialised; its
+            // successor overwrites them, as nobody has seen them (workers ask ps:0 first).
+            if inner.options.shard == 0 || !shard.is_untouched() {
+                return Ok(Err(Refusal::AlreadyInitialised { step: shard.current().step }));
+            }
+        }
+        let shard = Shard::new(begin)?;
+        if inner.order.is_some() {
+            inner.sequence(Event::Initialised { mode: init.mode, step })?;
+        }
+        inner.emit(ServerEvent::Initialised { step, layout: init.layout.clone() });
+        *fingerprint = Some(init.layout.fingerprint());
+        *lock(&inner.shard) = Some(shard);
+        drop(fingerprint);
+        inner.wake();
+        inner.perform();
+        Ok(Ok(()))
+    }
+
+    /// What ends the wait: the chief initialises, or the server closes (the driver sees a dead chief).
+    fn wait_init(&mut self, header: Header) -> Result<(), Error> {
+        let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
+        let worker: Fingerprint = wire::from_json(&*self.connection, "fingerprint", &meta)?;
+        self.inner.wait_for(|shard| shard.as_ref().map(drop))?;
+        let chief = *lock(&self.inner.fingerprint);
+        match chief.filter(|chief| *chief != worker) {
+            Some(chief) => self.refuse(Refusal::Layout { chief, worker }),
+            None => self.pull(),
+        }
+    }
+
+    fn pull(&mut self) -> Result<(), Error> {
+        let state = lock(&self.inner.shard).as_ref().map(|shard| {
+            // Buffers are small and change in place: copied. The version is not.
+            (shard.current().clone(), shard.buffers().map(<[f32]>::to_vec).unwrap_or_default())
+        });
+        let Some((version, buffers)) = state else {
+            return self.refuse(Refusal::NotInitialised);
+        };
+        let mut header = Header::new(Kind::State);
+        header.flags = self.stop_flag();
+        self.answer(header, &version, &buffers)
+    }
+
+    fn answer(&mut self, mut header: Header, version: &Version, buffers: &[f32]) -> Result<(), Error> {
+        header.step = version.step;
+        header.body = version.params.len() as u64;
+        header.aux = buffers.len() as u64;
+        wire::send(&mut *self.connection, header, &[], [version.params.as_slice(), buffers])
+    }
+
+    fn push(&mut self, header: Header) -> Result<(), Error> {
+        let (worker, seq) = (self.worker, header.seq);
+        if header.worker != worker || session_of(seq) != self.session || seq <= self.last_seq {
+            let (expected, found) = (self.last_seq + 1, seq);
+            return Err(wire::violated(&*self.connection, Violation::Mismatch { what: "seq", expected, found }));
+        }
+        let lengths = |shard: &Shard| (shard.len(), shard.buffers().map_or(0, <[f32]>::len));
+        let lengths = lock(&self.inner.shard).as_ref().map(lengths);
+        let leases = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
+        let Some((len, buffers_len)) = lengths else {
+            wire::skip_floats(&mut *self.connection, header.body.saturating_add(header.aux))?;
+            return self.refuse(Refusal::NotInitialised);
+        };
+        let has_buffers = header.flags & wire::BUFFERS != 0;
+        self.length("gradient", len, header.body)?;
+        self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
+        let mut staged = self.spare.take().unwrap_or_default();
+        (staged.worker, staged.seq) = (worker, seq);
+        staged.gradient.resize(len, 0.0);
+        wire::recv_floats(&mut *self.connection, [staged.gradient.as_mut_slice()])?;
+        if has_buffers {
+            let buffers = staged.buffers.get_or_insert_default();
+            buffers.resize(buffers_len, 0.0);
+            wire::recv_floats(&mut *self.connection, [buffers.as_mut_slice()])?;
+        } else {
+            staged.buffers = None;
+        }
+        self.last_seq = seq;
+        // Staged before it is reported: a decision never names what is not here.
+        if let Some(shard) = lock(&self.inner.shard).as_mut() {
+            shard.stage(staged);
+        }
+        self.report(header, leases, has_buffers)?;
+        self.conclude(seq)
+    }
+
+    fn report(&mut self, header: Header, leases: Vec<u8>, buffers: bool) -> Result<(), Error> {
+        let (inner, worker) = (self.inner, self.worker);
+        let Header { seq, step: base_step, rows, loss, .. } = header;
+        if inner.order.is_none() {
+            inner.wait_linked()?;
+            let mut header = Header::new(Kind::Staged);
+            (header.worker, header.seq, header.step) = (worker, seq, base_step);
+            inner.report(header);
+            return Ok(());
+        }
+        let meta = PushMeta { worker, seq, base_step, rows, loss, leases, buffers };
+        let staged = Event::Staged { shard: 0, worker, seq, base_step };
+        let heard = inner.sequence_for(worker, self.session, [Event::PushMeta(meta), staged]);
+        if heard.is_err()
+            && let Some(shard) = lock(&inner.shard).as_mut()
+        {
+            shard.unstage(worker, seq);
+        }
+        heard
+    }
+
+    /// What ends the wait: the push is decided and performed here; the worker is declared lost, which drops the push;
+    /// or the server closes.
+    fn conclude(&mut self, seq: u64) -> Result<(), Error> {
+        let worker = self.worker;
+        let outcome = self.inner.wait_for(|shard| {
+            let shard = shard.as_mut()?;
+            shard.take_outcome(worker, seq).map(Some).or_else(|| shard.is_superseded(worker, seq).then_some(None))
+        })?;
+        let Some(outcome) = outcome else {
+            return Err(Error::Stopped);
+        };
+        self.spare = outcome.staged;
+        let mut header = Header::new(Kind::Result);
+        (header.worker, header.seq) = (worker, seq);
+        header.flags = self.stop_flag() | if outcome.dropped { wire::DROPPED } else { 0 };
+        self.answer(header, &outcome.version, &[])
+    }
+}

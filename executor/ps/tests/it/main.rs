@@ -1,0 +1,8 @@
+//! Whole clusters of parameter servers and workers over real sockets, in one process.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+mod cluster;
+mod failure;
+mod refusal;
+mod snapshot;
+mod training;
