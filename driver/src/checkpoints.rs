@@ -1,0 +1,105 @@
+//! The checkpoints of a model directory, as people ask for them: what there is, whether it is whole, copies.
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use tfos_core::checkpoint::{Manifest, Paths};
+use tfos_core::ids::GlobalStep;
+
+use crate::error::Error;
+use crate::model_dir::ModelDir;
+
+/// Bytes of one request of a copy.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// A checkpoint without its values.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its step.
+    pub step: GlobalStep,
+    /// When its manifest was written, milliseconds since 1970.
+    pub written_ms: i64,
+    /// Its content, or why it cannot be read.
+    pub manifest: Result<Manifest, String>,
+}
+
+impl Listed {
+    /// Bytes of its parts.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.as_ref().map_or(0, |m| m.parts.iter().map(|p| p.bytes).sum())
+    }
+}
+
+impl ModelDir {
+    /// Every checkpoint, oldest first. Only manifests are read.
+    pub async fn list_checkpoints(&self) -> Result<Vec<Listed>, Error> {
+        let mut listed = vec![];
+        for (step, exists) in self.folders().await? {
+            if exists {
+                listed.push(self.checkpoint(step).await?);
+            }
+        }
+        listed.sort_by_key(|c| c.step);
+        Ok(listed)
+    }
+
+    /// The checkpoint of one step.
+    pub async fn checkpoint(&self, step: GlobalStep) -> Result<Listed, Error> {
+        let path = Paths::manifest(step);
+        let failed = |e| self.error(format!("there is no checkpoint of step {step} that can be read"), e);
+        let got = self.store().get(&self.path(&path)).await.map_err(failed)?;
+        let written_ms = got.meta.last_modified.timestamp_millis();
+        let bytes = got.bytes().await.map_err(failed)?;
+        let manifest = Manifest::parse(&path, &bytes).map_err(|e| tfos_core::failure::chain(&e).join(": "));
+        Ok(Listed { step, written_ms, manifest })
+    }
+
+    /// Copies a checkpoint with the ledger of its lineage into another model directory, its manifest last. Training
+    /// goes on there as it would here.
+    pub async fn copy_checkpoint(&self, manifest: &Manifest, to: &ModelDir) -> Result<(), Error> {
+        let path = Paths::manifest(manifest.global_step);
+        let there = |e| to.error(format!("`{path}` cannot be written"), e);
+        // Before anything large moves. A driver of that directory that is at work is fenced off by the claim.
+        let claim = to.path(&Paths::generation(manifest.generation));
+        let create = || PutOptions::from(PutMode::Create);
+        to.store().put_opts(&claim, PutPayload::from_static(b"{\"copied\":true}"), create()).await.map_err(|e| {
+            to.error("it is in use: it has had generations of its own; copy into a new model directory", e)
+        })?;
+        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger) {
+            self.copy_file(file, to).await?;
+        }
+        let json = serde_json::to_vec_pretty(manifest).map_err(|source| Error::ModelDir {
+            url: to.url().to_string(),
+            what: format!("`{path}` cannot be encoded"),
+            source: Box::new(source),
+        })?;
+        to.store().put_opts(&to.path(&path), PutPayload::from(json), create()).await.map_err(there)?;
+        Ok(())
+    }
+
+    /// In chunks: a part may be larger than memory.
+    async fn copy_file(&self, relative: &str, to: &ModelDir) -> Result<(), Error> {
+        let (source, target): (Path, Path) = (self.path(relative), to.path(relative));
+        let here = |e| self.error(format!("`{relative}` cannot be read"), e);
+        let there = |e| to.error(format!("`{relative}` cannot be written"), e);
+        let mut stream = self.store().get(&source).await.map_err(here)?.into_stream();
+        let upload = to.store().put_multipart(&target).await.map_err(there)?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK_BYTES);
+        loop {
+            match stream.try_next().await {
+                Ok(Some(chunk)) => {
+                    writer.wait_for_capacity(4).await.map_err(there)?;
+                    writer.put(chunk);
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    // The first error is the one to tell; parts that stay behind are the store's to clean up.
+                    let _ = writer.abort().await;
+                    return Err(here(e));
+                }
+            }
+        }
+        writer.finish().await.map_err(there)?;
+        Ok(())
+    }
+}

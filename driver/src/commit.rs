@@ -1,0 +1,84 @@
+//! Makes a cut durable: ledger segment, then manifest, then retention, in this order (CKP-1).
+
+use std::sync::Arc;
+
+use tfos_core::checkpoint::{FORMAT, Manifest, Paths};
+use tfos_core::ids::{Generation, GlobalStep};
+use tokio::sync::watch;
+
+use crate::error::Error;
+use crate::event::{CheckpointCut, Stored};
+use crate::ledger;
+use crate::model_dir::ModelDir;
+use crate::run::DriverOptions;
+
+/// What a driver knows of the checkpoints that it has written; one commit at a time.
+pub(crate) struct Committer {
+    dir: ModelDir,
+    generation: Generation,
+    version: String,
+    application: String,
+    keep: usize,
+    /// Step that the job resumed from.
+    resumed: Option<GlobalStep>,
+    ledger: Vec<String>,
+    last_step: GlobalStep,
+    /// Step of the newest manifest that this generation wrote.
+    written: Option<GlobalStep>,
+    stored: watch::Sender<Option<Arc<Stored>>>,
+}
+
+impl Committer {
+    pub(crate) fn new(options: &DriverOptions, stored: watch::Sender<Option<Arc<Stored>>>) -> Self {
+        let (last_step, ledger) = options.restored.clone().unwrap_or_default();
+        Self {
+            dir: options.model_dir.clone(),
+            generation: options.generation,
+            version: options.version.clone(),
+            application: options.job.application.clone(),
+            keep: options.job.keep_checkpoints,
+            resumed: options.restored.as_ref().map(|(step, _)| *step),
+            ledger,
+            last_step,
+            written: None,
+            stored,
+        }
+    }
+
+    /// Commits one cut; gives the path of its manifest.
+    pub(crate) async fn commit(&mut self, cut: CheckpointCut) -> Result<String, Error> {
+        if !cut.commits.is_empty() {
+            let after = self.last_step.min(cut.step);
+            let segment = ledger::write_segment(&self.dir, self.generation, after, cut.step, &cut.commits).await?;
+            self.ledger.push(segment);
+        }
+        let json = |text: &str| serde_json::from_str(text).unwrap_or(serde_json::Value::Null);
+        let manifest = Manifest {
+            format: FORMAT,
+            tfos_version: self.version.clone(),
+            application: self.application.clone(),
+            generation: self.generation,
+            global_step: cut.step,
+            layout: json(&cut.layout),
+            optimizer: json(&cut.optimizer),
+            optimizer_step: cut.optimizer_step,
+            parts: cut.parts,
+            input_fingerprint: cut.input_fingerprint,
+            rows: cut.rows,
+            rows_total: cut.rows_total,
+            ledger: self.ledger.clone(),
+        };
+        if self.dir.commit(&manifest, self.written == Some(cut.step), self.resumed).await? {
+            self.written = Some(cut.step);
+            tracing::info!("checkpoint at step {} with {} rows", cut.step, cut.rows_total);
+        }
+        self.last_step = cut.step;
+        let path = Paths::manifest(cut.step);
+        self.stored.send_replace(Some(Arc::new(Stored { path: path.clone(), manifest })));
+        // The new checkpoint is durable: an old one that stays is no reason to end the job.
+        if let Err(error) = self.dir.retain(self.keep).await {
+            tracing::warn!("{}", tfos_core::failure::chain(&error).join(": "));
+        }
+        Ok(path)
+    }
+}

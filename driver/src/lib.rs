@@ -1,0 +1,19 @@
+//! The driver: owns one job. It reserves executors, assigns roles, hands out leases on the data, records
+//! commits, has checkpoints taken, and decides what a death means. It never touches a tensor or a row.
+
+pub mod checkpoints;
+mod commit;
+pub mod error;
+pub mod event;
+pub mod launcher;
+pub mod ledger;
+pub mod model_dir;
+pub mod run;
+mod server;
+pub mod state;
+pub mod status;
+
+pub use error::Error;
+pub use run::{Driver, DriverOptions};
+pub use state::{PhaseKind, PhaseOutcome, PhaseSpec};
+pub use status::Status;

@@ -1,0 +1,104 @@
+//! What a phase is asked to do, and how it ended.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tfos_core::ids::GlobalStep;
+use tfos_core::proto;
+use tfos_core::rows::CommittedRows;
+
+/// What a phase is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PhaseKind {
+    /// Compute updates; the only kind that uses ps and takes checkpoints.
+    Train,
+    /// One result per row.
+    Inference,
+    /// Means of metrics over all rows.
+    Evaluate,
+}
+
+impl fmt::Display for PhaseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Inference => "inference",
+            Self::Evaluate => "evaluate",
+        })
+    }
+}
+
+/// A phase to run.
+#[derive(Debug, Clone)]
+pub struct PhaseSpec {
+    /// What for.
+    pub kind: PhaseKind,
+    /// Passes over the data.
+    pub epochs: u32,
+    /// Rows of each partition of the fed input, where known.
+    pub partition_rows: Vec<Option<u64>>,
+    /// Identity of the fed input.
+    pub input_fingerprint: String,
+    /// Rows committed before, from the checkpoint.
+    pub committed: CommittedRows,
+    /// Their number.
+    pub rows_before: u64,
+    /// Step of the checkpoint that the phase starts from.
+    pub restored_step: GlobalStep,
+    /// Stop at this step.
+    pub max_steps: Option<u64>,
+    /// Sent to every node of the phase, with its id filled in.
+    pub start: proto::StartPhase,
+}
+
+/// Why the feed ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PhaseEnd {
+    /// Every row of every epoch is applied.
+    Complete,
+    /// The global step asked for is reached.
+    MaxSteps,
+    /// The training function said so.
+    Terminated,
+    /// The user said so.
+    Drained,
+    /// Every training function returned before the rows were used up.
+    Returned,
+}
+
+/// Mean of a metric over rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MetricMean {
+    pub(super) sum: f64,
+    pub(super) rows: u64,
+}
+
+impl MetricMean {
+    /// The mean over all rows.
+    pub fn mean(&self) -> f64 {
+        if self.rows == 0 { f64::NAN } else { self.sum / self.rows as f64 }
+    }
+}
+
+/// How a phase ended.
+#[derive(Debug, Clone)]
+pub struct PhaseOutcome {
+    /// Why the feed ended.
+    pub end: PhaseEnd,
+    /// Updates applied to the model.
+    pub global_step: GlobalStep,
+    /// Rows applied in this phase.
+    pub rows: u64,
+    /// Rows applied over all generations.
+    pub rows_total: u64,
+    /// Complete epochs.
+    pub epochs: u32,
+    /// Mean loss of late.
+    pub loss: Option<f64>,
+    /// Means by name, of the newest step that they were reported for.
+    pub metrics: BTreeMap<String, MetricMean>,
+    /// Outputs of inference.
+    pub results: Vec<proto::Result>,
+    /// Gradients dropped as stale.
+    pub dropped: u64,
+}
