@@ -1,0 +1,287 @@
+//! The files of a checkpoint: safetensors, written straight from the snapshot's memory, read into flat
+//! vectors whatever the number of parts was.
+//!
+//! A variable that lies whole in a part is a tensor of its own name and shape, so that a checkpoint of one
+//! part can be loaded by any safetensors reader. A slice of one is `NAME@FIRST`, one-dimensional, FIRST
+//! counted in elements. Optimizer slots are `optimizer/SLOT/NAME`, non-trainable buffers `buffer/NAME`.
+//! Format: <https://huggingface.co/docs/safetensors> (u64 length, JSON header, raw little-endian data).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use serde_json::{Map, Value, json};
+use tfos_core::checkpoint::{Manifest, Part};
+use tfos_ps::{FullState, Layout, Scheduled, Snapshot, Variable};
+
+use crate::Error;
+
+/// Files above this size go up in several requests.
+const MULTIPART_BYTES: usize = 64 << 20;
+
+/// The model directory as executors see it.
+#[derive(Debug, Clone)]
+pub struct CheckpointStore {
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+}
+
+/// A written part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Size of the file.
+    pub bytes: u64,
+    /// CRC-32C of the file.
+    pub crc32c: u32,
+}
+
+fn cannot(path: &str, action: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Checkpoint { path: path.to_owned(), action, source: source.into() }
+}
+
+impl CheckpointStore {
+    /// Opens a model directory.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        let (store, root, _) = tfos_data::store::resolve(url)?;
+        Ok(Self { store, root })
+    }
+
+    fn path(&self, relative: &str) -> Path {
+        relative.split('/').fold(self.root.clone(), |path, segment| path.join(segment))
+    }
+
+    async fn read(&self, relative: &str) -> Result<Bytes, Error> {
+        let got = self.store.get(&self.path(relative)).await.map_err(|e| cannot(relative, "read", e))?;
+        let size = got.meta.size as usize;
+        let mut bytes = Vec::with_capacity(size);
+        let mut stream = got.into_stream();
+        while let Some(chunk) = stream.try_next().await.map_err(|e| cannot(relative, "read", e))? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.into())
+    }
+
+    /// Writes one part. Nothing of it is visible under its name unless all of it is (the store's promise).
+    pub async fn write_part(&self, path: &str, layout: &Layout, snapshot: Snapshot) -> Result<Written, Error> {
+        let chunks = encode(layout, snapshot).map_err(|e| cannot(path, "written", e))?;
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        let crc32c = chunks.iter().fold(0, |crc, chunk| crc32c::crc32c_append(crc, chunk));
+        let target = self.path(path);
+        if bytes <= MULTIPART_BYTES {
+            let payload: PutPayload = chunks.into_iter().collect();
+            self.store.put(&target, payload).await.map_err(|e| cannot(path, "written", e))?;
+        } else {
+            let upload = self.store.put_multipart(&target).await.map_err(|e| cannot(path, "written", e))?;
+            let mut writer = WriteMultipart::new_with_chunk_size(upload, 16 << 20);
+            for chunk in chunks {
+                writer.wait_for_capacity(4).await.map_err(|e| cannot(path, "written", e))?;
+                writer.put(chunk);
+            }
+            writer.finish().await.map_err(|e| cannot(path, "written", e))?;
+        }
+        Ok(Written { bytes: bytes as u64, crc32c })
+    }
+
+    /// Reads a manifest, relative to the model directory.
+    pub async fn manifest(&self, path: &str) -> Result<Manifest, Error> {
+        let bytes = self.read(path).await?;
+        Manifest::parse(path, &bytes).map_err(|e| cannot(path, "read", e))
+    }
+
+    /// Reads a whole checkpoint.
+    pub async fn load(&self, manifest: &Manifest) -> Result<Checkpoint, Error> {
+        let bad = |what: &str, e: serde_json::Error| cannot(&format!("manifest ({what})"), "read", e);
+        let layout: Layout = serde_json::from_value(manifest.layout.clone()).map_err(|e| bad("layout", e))?;
+        let optimizer: Scheduled =
+            serde_json::from_value(manifest.optimizer.clone()).map_err(|e| bad("optimizer", e))?;
+        let mut state = FullState {
+            step: manifest.global_step.0,
+            optimizer_step: manifest.optimizer_step,
+            params: vec![0.0; layout.total],
+            slots: optimizer.slots().iter().map(|s| ((*s).to_owned(), vec![0.0; layout.total])).collect(),
+            buffers: vec![0.0; layout.buffers_total],
+        };
+        let covered = manifest.parts.iter().map(|p| p.end).max().unwrap_or(0);
+        if covered != layout.total as u64 {
+            let what = format!("its parts hold {covered} elements of a model of {}", layout.total);
+            return Err(cannot("manifest", "read", what));
+        }
+        for Part { path, bytes, crc32c, .. } in &manifest.parts {
+            let file = self.read(path).await?;
+            let crc = crc32c::crc32c_append(0, &file);
+            if file.len() as u64 != *bytes || crc != *crc32c {
+                return Err(cannot(path, "read", format!("its checksum is {crc:08x} instead of {crc32c:08x}")));
+            }
+            decode(&layout, &file, &mut state).map_err(|e| cannot(path, "read", e))?;
+        }
+        Ok(Checkpoint { layout, optimizer, state })
+    }
+}
+
+/// A checkpoint in memory.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Its variables.
+    pub layout: Layout,
+    /// Its optimizer, with its schedule.
+    pub optimizer: Scheduled,
+    /// Its values.
+    pub state: FullState,
+}
+
+/// Where variables meet a shard's range: (variable, elements of the variable).
+fn overlaps<'a>(layout: &'a Layout, range: &'a Range<usize>) -> impl Iterator<Item = (&'a Variable, Range<usize>)> {
+    layout.variables.iter().filter_map(move |v| {
+        let begin = v.offset.max(range.start);
+        let end = (v.offset + v.len()).min(range.end);
+        (begin < end || (v.is_empty() && range.start == 0)).then(|| (v, begin - v.offset..end.max(begin) - v.offset))
+    })
+}
+
+fn bytes_of(values: Arc<Vec<f32>>) -> Bytes {
+    struct Raw(Arc<Vec<f32>>);
+    impl AsRef<[u8]> for Raw {
+        fn as_ref(&self) -> &[u8] {
+            // SAFETY: any f32 is four initialised bytes, and u8 has no alignment; the Arc keeps them alive.
+            #[expect(unsafe_code, reason = "a view of floats as bytes, without a copy")]
+            unsafe {
+                std::slice::from_raw_parts(self.0.as_ptr().cast(), std::mem::size_of_val(self.0.as_slice()))
+            }
+        }
+    }
+    Bytes::from_owner(Raw(values))
+}
+
+/// Header and data, the data being the snapshot's own memory.
+fn encode(layout: &Layout, snapshot: Snapshot) -> Result<Vec<Bytes>, serde_json::Error> {
+    let Snapshot { step, optimizer_step, range, params, slots, buffers, .. } = snapshot;
+    let mut header = Map::new();
+    header.insert(
+        "__metadata__".into(),
+        json!({"format": "pt", "global_step": step.to_string(), "optimizer_step": optimizer_step.to_string()}),
+    );
+    let mut at = 0usize;
+    let mut entry = |name: String, shape: &[i64], elements: usize| {
+        let end = at + elements * 4;
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
+        at = end;
+    };
+    let mut block = |prefix: &str| {
+        for (v, part) in overlaps(layout, &range) {
+            if part.len() == v.len() {
+                entry(format!("{prefix}{}", v.name), &v.shape, v.len());
+            } else {
+                entry(format!("{prefix}{}@{}", v.name, part.start), &[part.len() as i64], part.len());
+            }
+        }
+    };
+    block("");
+    for (slot, _) in &slots {
+        block(&format!("optimizer/{slot}/"));
+    }
+    if buffers.is_some() {
+        for v in &layout.buffers {
+            entry(format!("buffer/{}", v.name), &v.shape, v.len());
+        }
+    }
+    let mut text = serde_json::to_vec(&Value::Object(header))?;
+    // Data begins at a multiple of 8, as the format asks.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut chunks = vec![Bytes::copy_from_slice(&(text.len() as u64).to_le_bytes()), text.into(), bytes_of(params)];
+    chunks.extend(slots.into_iter().map(|(_, values)| bytes_of(Arc::new(values))));
+    chunks.extend(buffers.map(|values| bytes_of(Arc::new(values))));
+    Ok(chunks)
+}
+
+/// What is wrong with a part that is a good file otherwise.
+#[derive(Debug, thiserror::Error)]
+enum PartError {
+    #[error("it is no safetensors file")]
+    Format(#[from] safetensors::SafeTensorError),
+    #[error("tensor `{name}` is not part of the model, or of another size")]
+    Tensor { name: String },
+}
+
+/// Puts every tensor of a part where it belongs.
+fn decode(layout: &Layout, file: &[u8], state: &mut FullState) -> Result<(), PartError> {
+    let tensors = safetensors::SafeTensors::deserialize(file)?;
+    for (name, view) in tensors.tensors() {
+        let unknown = || PartError::Tensor { name: name.clone() };
+        let (target, variables, rest): (&mut Vec<f32>, &[Variable], &str) =
+            if let Some(rest) = name.strip_prefix("buffer/") {
+                (&mut state.buffers, &layout.buffers, rest)
+            } else if let Some(rest) = name.strip_prefix("optimizer/") {
+                let (slot, rest) = rest.split_once('/').ok_or_else(unknown)?;
+                let (_, values) = state.slots.iter_mut().find(|(n, _)| n == slot).ok_or_else(unknown)?;
+                (values, &layout.variables, rest)
+            } else {
+                (&mut state.params, &layout.variables, name.as_str())
+            };
+        let find = |wanted: &str| variables.iter().find(|v| v.name == wanted);
+        let (variable, first) = match find(rest) {
+            Some(variable) => (variable, 0),
+            None => {
+                let (base, first) = rest.rsplit_once('@').ok_or_else(unknown)?;
+                (find(base).ok_or_else(unknown)?, first.parse::<usize>().map_err(|_| unknown())?)
+            }
+        };
+        let data = view.data();
+        let begin = variable.offset + first;
+        let elements = data.len() / 4;
+        if first + elements > variable.len() {
+            return Err(unknown());
+        }
+        let slice = target.get_mut(begin..begin + elements).ok_or_else(unknown)?;
+        for (value, raw) in slice.iter_mut().zip(data.chunks_exact(4)) {
+            *value = f32::from_le_bytes(raw.try_into().map_err(|_| unknown())?);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tfos_ps::shard_range;
+
+    #[test]
+    fn parts_of_any_cut_join_to_the_same_state() {
+        let layout = Layout::new(
+            [("a/weight".into(), vec![5, 9]), ("b".into(), vec![]), ("c".into(), vec![40])],
+            [("bn/mean".into(), vec![3])],
+        )
+        .unwrap();
+        let flat = |k: f32| (0..layout.total).map(|i| k + i as f32).collect::<Vec<f32>>();
+        for shards in 1..4 {
+            let empty = |n| vec![0.0; n];
+            let mut state = FullState {
+                step: 7,
+                optimizer_step: 6,
+                params: empty(layout.total),
+                slots: vec![("sum".into(), empty(layout.total))],
+                buffers: empty(3),
+            };
+            for k in 0..shards {
+                let range = shard_range(layout.total, shards, k);
+                let snapshot = Snapshot {
+                    id: 1,
+                    step: 7,
+                    optimizer_step: 6,
+                    params: Arc::new(flat(0.0)[range.clone()].to_vec()),
+                    slots: vec![("sum".into(), flat(0.5)[range.clone()].to_vec())],
+                    buffers: (k == 0).then(|| vec![1.0, 2.0, 3.0]),
+                    range,
+                };
+                let file = encode(&layout, snapshot).unwrap().concat();
+                decode(&layout, &file, &mut state).unwrap();
+            }
+            assert_eq!(
+                (state.params, state.slots[0].1.clone(), state.buffers),
+                (flat(0.0), flat(0.5), vec![1.0, 2.0, 3.0])
+            );
+        }
+    }
+}

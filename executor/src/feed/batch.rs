@@ -1,0 +1,82 @@
+//! Rows on their way into a training step, with their addresses.
+
+use tfos_core::rows::RowRange;
+use tfos_data::arrow::array::RecordBatch;
+
+/// A piece of a scan's output: consecutive rows of one partition in one epoch.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    pub(crate) rows: RecordBatch,
+    pub(crate) epoch: u32,
+    pub(crate) partition: u32,
+    pub(crate) start: u64,
+}
+
+impl Piece {
+    pub(crate) fn range(&self) -> RowRange {
+        let Self { epoch, partition, start, .. } = *self;
+        RowRange { epoch, partition, start, end: start + self.rows.num_rows() as u64 }
+    }
+
+    /// Bytes that its rows occupy; slices of one record batch share memory, and each counts its own part.
+    pub(crate) fn bytes(&self) -> usize {
+        let sliced = |a: &tfos_data::arrow::array::ArrayRef| a.to_data().get_slice_memory_size().unwrap_or(0);
+        self.rows.columns().iter().map(sliced).sum()
+    }
+
+    /// The first `n` rows and the rest.
+    pub(crate) fn split(self, n: usize) -> (Self, Self) {
+        let rest = Self { rows: self.rows.slice(n, self.rows.num_rows() - n), start: self.start + n as u64, ..self };
+        (Self { rows: self.rows.slice(0, n), ..self }, rest)
+    }
+}
+
+/// Rows of one epoch, from [`DataFeed::next_batch`](crate::DataFeed::next_batch). Columns are Arrow arrays in
+/// one or more pieces; [`Batch::tensor`] makes a tensor of one.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pieces: Vec<RecordBatch>,
+    ranges: Vec<RowRange>,
+    epoch: u32,
+}
+
+impl Batch {
+    pub(crate) fn new(pieces: Vec<Piece>) -> Self {
+        let epoch = pieces.first().map_or(0, |p| p.epoch);
+        let ranges = pieces.iter().map(Piece::range).collect();
+        Self { pieces: pieces.into_iter().map(|p| p.rows).collect(), ranges, epoch }
+    }
+
+    /// A batch of rows that nobody leased, for tests and for scoring by hand.
+    pub fn from_record_batch(rows: RecordBatch) -> Self {
+        Self { pieces: vec![rows], ranges: vec![], epoch: 0 }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.pieces.iter().map(RecordBatch::num_rows).sum()
+    }
+
+    /// Pass over the data that the rows belong to, from 0. A batch never spans two.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Addresses of the rows, in their order.
+    pub fn ranges(&self) -> &[RowRange] {
+        &self.ranges
+    }
+
+    /// The rows as Arrow record batches, in their order.
+    pub fn pieces(&self) -> &[RecordBatch] {
+        &self.pieces
+    }
+
+    /// One column as a CPU tensor; first dimension is the rows. Without a copy when the batch is one piece
+    /// and the column's layout allows it, with one copy otherwise; see
+    /// [`column`](crate::torch::tensor::column) for shapes and dtypes.
+    #[cfg(feature = "torch")]
+    pub fn tensor(&self, column: &str) -> Result<crate::torch::Tensor, crate::Error> {
+        Ok(crate::torch::tensor::column(&self.pieces, column)?)
+    }
+}

@@ -1,0 +1,137 @@
+//! The reading end of a feed, as a training function sees it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tfos_core::proto::{Commit, Commits, Terminate, from_executor::Message};
+use tfos_core::rows::{RowRange, encode_ranges};
+
+use super::batch::Batch;
+use super::queue::{Pop, Queue};
+use crate::Error;
+use crate::control::{Counters, Outgoing};
+
+/// How long the trainer waits for rows before it looks whether it is wanted for something else.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What the machinery around a feed does while the trainer waits in it.
+pub(crate) trait Hooks: Send + Sync {
+    /// The trainer stands still: a checkpoint may be taken.
+    fn waiting(&self) -> Result<(), Error>;
+    /// There are no rows for this node now; others must not wait for its gradient.
+    fn idle(&self) -> Result<(), Error>;
+    /// There are rows again.
+    fn active(&self) -> Result<(), Error>;
+    /// The cut of checkpoint `id` is here.
+    fn snapshot(&self, id: u64) -> Result<(), Error>;
+}
+
+/// Rows that were handed out and neither applied nor passed over yet.
+#[derive(Debug, Default)]
+pub(crate) struct Outstanding {
+    pub(crate) ranges: Vec<RowRange>,
+    pub(crate) rows: u64,
+    /// Inference: results for them are in.
+    pub(crate) answered: bool,
+    /// Schema of the input, for messages and results.
+    pub(crate) batch: Option<Batch>,
+}
+
+/// The stream of leased rows into a node. Clones read the same stream.
+#[derive(Clone)]
+pub struct DataFeed {
+    pub(crate) phase: u32,
+    pub(crate) trainer: u32,
+    pub(crate) inference: bool,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) outstanding: Arc<Mutex<Outstanding>>,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) hooks: Arc<dyn Hooks>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl fmt::Debug for DataFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataFeed").field("phase", &self.phase).field("trainer", &self.trainer).finish_non_exhaustive()
+    }
+}
+
+impl DataFeed {
+    /// Up to `n` rows of one epoch; fewer only at the end of an epoch or of the data. `None` when the feed has
+    /// ended: every row of every epoch is applied, or the job stops.
+    ///
+    /// The rows of the batch count as seen when [`step`](crate::NodeContext::step) applies the gradient that
+    /// was computed from them, or, if that never happens, when the next batch is asked for.
+    pub fn next_batch(&mut self, n: usize) -> Result<Option<Batch>, Error> {
+        if n == 0 {
+            return Err(Error::Usage {
+                what: "a batch of 0 rows was asked for".into(),
+                try_this: "ask for 1 or more".into(),
+            });
+        }
+        self.settle()?;
+        let begin = Instant::now();
+        let mut idle = false;
+        let batch = loop {
+            match self.queue.pop(n, PATIENCE)? {
+                Pop::Batch(batch) => break Some(batch),
+                Pop::End => break None,
+                Pop::Pending { starved } => {
+                    self.hooks.waiting()?;
+                    if starved && !idle {
+                        self.hooks.idle()?;
+                        idle = true;
+                    }
+                }
+            }
+        };
+        if idle && batch.is_some() {
+            self.hooks.active()?;
+        }
+        self.counters.wait_data(begin.elapsed());
+        if let Some(batch) = &batch {
+            let mut out = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+            out.ranges.extend_from_slice(batch.ranges());
+            out.rows += batch.rows() as u64;
+            out.answered = false;
+            out.batch = self.inference.then(|| batch.clone());
+        }
+        Ok(batch)
+    }
+
+    /// True when [`Self::next_batch`] would give nothing any more.
+    pub fn should_stop(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Ends the feed for every node of the job: scans are cancelled and nothing more is read.
+    pub fn terminate(&mut self) {
+        self.queue.close();
+        self.outgoing.send(Message::Terminate(Terminate { phase: self.phase }));
+    }
+
+    /// Rows of the batch before this one that no step has taken: the function has passed them over.
+    fn settle(&self) -> Result<(), Error> {
+        let mut out = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        if out.ranges.is_empty() {
+            return Ok(());
+        }
+        if self.inference && !out.answered {
+            return Err(Error::ResultCount { column: "every column".into(), results: 0, rows: out.rows as usize });
+        }
+        let taken = std::mem::take(&mut *out);
+        let mut ranges = vec![];
+        encode_ranges(&taken.ranges, &mut ranges);
+        let commit = Commit {
+            global_step: self.counters.step(),
+            worker: self.trainer,
+            rows: taken.rows,
+            loss: f64::NAN,
+            ranges: ranges.into(),
+        };
+        self.counters.add_rows(taken.rows);
+        self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits: vec![commit] }));
+        Ok(())
+    }
+}

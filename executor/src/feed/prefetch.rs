@@ -1,0 +1,88 @@
+//! Keeps the queue filled: leases rows, scans them, stops when the driver or the trainer says so.
+
+use std::sync::Arc;
+
+use tfos_core::proto::{LeaseRequest, PartitionEnd, Returned, from_executor::Message};
+use tfos_core::rows::{RowRange, encode_ranges};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::batch::Piece;
+use super::queue::Queue;
+use super::scan::{Scan, Source, Step};
+use crate::Error;
+use crate::control::Outgoing;
+
+/// What the driver says to a feed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Order {
+    Rows(RowRange),
+    NoRowsNow,
+}
+
+/// The line to the driver on which leases are asked for and come.
+pub(crate) struct Leases {
+    pub(crate) phase: u32,
+    pub(crate) worker: u32,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) orders: UnboundedReceiver<Order>,
+}
+
+/// Runs until the queue is closed; the caller aborts it then.
+pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, source: Source) {
+    let Leases { phase, worker, outgoing, mut orders } = leases;
+    let mut scan = Scan::new(source);
+    while !queue.is_closed() {
+        let Some(want_rows) = queue.appetite() else {
+            queue.wanted.notified().await;
+            continue;
+        };
+        outgoing.send(Message::LeaseRequest(LeaseRequest { phase, want_rows }));
+        let range = loop {
+            match orders.recv().await {
+                // The next order comes by itself, when rows return or the feed ends.
+                Some(Order::NoRowsNow) => queue.set_starved(),
+                Some(Order::Rows(range)) => break range,
+                None => return,
+            }
+        };
+        if !queue.set_scanning(Some(range)) {
+            // Asked for before the node's function returned: somebody else is to have them.
+            let mut ranges = vec![];
+            encode_ranges(&[range], &mut ranges);
+            outgoing.send(Message::Returned(Returned { phase, worker, ranges: ranges.into() }));
+            return;
+        }
+        if let Err(error) = fill(phase, &queue, &mut scan, range, &outgoing).await {
+            queue.fail(error);
+            return;
+        }
+        queue.set_scanning(None);
+    }
+}
+
+async fn fill(
+    phase: u32,
+    queue: &Queue,
+    scan: &mut Scan,
+    mut range: RowRange,
+    outgoing: &Outgoing,
+) -> Result<(), Error> {
+    while range.start < range.end && !queue.is_closed() {
+        if !queue.has_room() {
+            queue.wanted.notified().await;
+            continue;
+        }
+        match scan.next(&range).await? {
+            Step::Rows { start, rows } => {
+                range.start = start + rows.num_rows() as u64;
+                queue.push(Piece { rows, epoch: range.epoch, partition: range.partition, start });
+            }
+            Step::End { rows } => {
+                let partition = range.partition;
+                outgoing.send(Message::PartitionEnd(PartitionEnd { phase, partition, rows }));
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! The queue between the scan and the trainer, bounded by bytes.
+//!
+//! - `FED-5` the queue never holds more than its bound plus one piece, or one batch if that is more.
+//! - `FED-6` a batch never mixes epochs, and is short only at the end of an epoch or when no more rows are
+//!   to be had now.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tfos_core::rows::RowRange;
+use tokio::sync::Notify;
+
+use super::batch::{Batch, Piece};
+use crate::Error;
+
+/// How much consumption the scan runs ahead of.
+const AHEAD: Duration = Duration::from_millis(50);
+
+/// Leases stay within these bounds, rows.
+const LEASE: std::ops::RangeInclusive<u64> = 64..=65_536;
+
+#[derive(Debug, Default)]
+struct State {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    rows: u64,
+    /// Rows of the last batch asked for; 0 until the trainer has asked.
+    batch: u64,
+    popped: u64,
+    since: Option<Instant>,
+    /// Rows per second, smoothed.
+    rate: f64,
+    /// The driver has no rows now.
+    starved: bool,
+    closed: bool,
+    error: Option<Error>,
+    /// Leased and not scanned yet.
+    scanning: Option<RowRange>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    readable: Condvar,
+    /// Wakes the scan.
+    pub(crate) wanted: Notify,
+    bound: usize,
+}
+
+/// What a look into the queue gave.
+#[derive(Debug)]
+pub(crate) enum Pop {
+    Batch(Batch),
+    /// Nothing yet; `starved` when the driver has nothing either.
+    Pending {
+        starved: bool,
+    },
+    End,
+}
+
+impl Queue {
+    pub(crate) fn new(bound: usize) -> Self {
+        Self { state: Mutex::default(), readable: Condvar::new(), wanted: Notify::new(), bound }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up to `n` rows, waiting at most `patience`.
+    pub(crate) fn pop(&self, n: usize, patience: Duration) -> Result<Pop, Error> {
+        let mut state = self.lock();
+        state.batch = n as u64;
+        self.wanted.notify_one();
+        loop {
+            if let Some(error) = state.error.take() {
+                state.closed = true;
+                return Err(error);
+            }
+            if state.closed {
+                return Ok(Pop::End);
+            }
+            if let Some(batch) = state.take(n) {
+                self.wanted.notify_one();
+                return Ok(Pop::Batch(batch));
+            }
+            let starved = state.starved && state.pieces.is_empty();
+            let (next, waited) = self.readable.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            if waited.timed_out() || starved {
+                return Ok(Pop::Pending { starved: state.starved && state.pieces.is_empty() && !state.closed });
+            }
+        }
+    }
+
+    /// Rows to lease next, or `None` while enough are queued.
+    pub(crate) fn appetite(&self) -> Option<u64> {
+        let state = self.lock();
+        if state.closed || state.batch == 0 || (state.bytes >= self.bound && state.rows >= state.batch) {
+            return None;
+        }
+        let ahead = ((state.rate * AHEAD.as_secs_f64()) as u64).max(2 * state.batch);
+        (state.rows < ahead).then(|| ahead.clamp(*LEASE.start(), *LEASE.end()))
+    }
+
+    /// True while there is room for another piece.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.lock();
+        // A batch has to fit, however small the bound is.
+        state.bytes < self.bound || state.rows < state.batch
+    }
+
+    pub(crate) fn push(&self, piece: Piece) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        if let Some(scanning) = &mut state.scanning {
+            scanning.start = piece.range().end;
+        }
+        state.bytes += piece.bytes();
+        state.rows += piece.rows.num_rows() as u64;
+        state.starved = false;
+        state.pieces.push_back(piece);
+        self.readable.notify_all();
+    }
+
+    /// Rows that are leased and about to be scanned; false when nobody wants them any more.
+    pub(crate) fn set_scanning(&self, range: Option<RowRange>) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            // What was being scanned stays, for `abandon`.
+            return false;
+        }
+        state.scanning = range;
+        if range.is_some() {
+            state.starved = false;
+        }
+        true
+    }
+
+    pub(crate) fn set_starved(&self) {
+        self.lock().starved = true;
+        self.readable.notify_all();
+    }
+
+    pub(crate) fn fail(&self, error: Error) {
+        let mut state = self.lock();
+        if !state.closed && state.error.is_none() {
+            state.error = Some(error);
+        }
+        self.readable.notify_all();
+    }
+
+    /// Ends the feed: what is queued is not handed out any more.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        self.readable.notify_all();
+        self.wanted.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Leased rows that nobody will see here any more: queued ones and those not scanned yet.
+    pub(crate) fn abandon(&self) -> Vec<RowRange> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.bytes = 0;
+        state.rows = 0;
+        let mut ranges: Vec<RowRange> = state.pieces.drain(..).map(|p| p.range()).collect();
+        ranges.extend(state.scanning.take().filter(|r| r.start < r.end));
+        ranges
+    }
+}
+
+impl State {
+    fn take(&mut self, n: usize) -> Option<Batch> {
+        let epoch = self.pieces.front()?.epoch;
+        let n = n as u64;
+        let mut rows = 0;
+        let mut complete = false;
+        for piece in &self.pieces {
+            if piece.epoch != epoch {
+                complete = true;
+                break;
+            }
+            rows += piece.rows.num_rows() as u64;
+            if rows >= n {
+                complete = true;
+                break;
+            }
+        }
+        // Short batches: at the end of an epoch, or when waiting could be for ever, because the rows that
+        // the driver holds back may be waiting for these very rows to be committed.
+        if !complete && !self.starved {
+            return None;
+        }
+        let mut taken = vec![];
+        let mut missing = n.min(rows);
+        while missing > 0 {
+            let piece = self.pieces.pop_front()?;
+            let have = piece.rows.num_rows() as u64;
+            if have <= missing {
+                self.bytes = self.bytes.saturating_sub(piece.bytes());
+                missing -= have;
+                taken.push(piece);
+            } else {
+                let before = piece.bytes();
+                let (head, tail) = piece.split(missing as usize);
+                self.bytes = (self.bytes + tail.bytes()).saturating_sub(before);
+                self.pieces.push_front(tail);
+                taken.push(head);
+                missing = 0;
+            }
+        }
+        let got = n.min(rows);
+        self.rows -= got;
+        self.measure(got);
+        Some(Batch::new(taken))
+    }
+
+    fn measure(&mut self, rows: u64) {
+        self.popped += rows;
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        let elapsed = now.duration_since(since);
+        if elapsed >= AHEAD {
+            let rate = self.popped as f64 / elapsed.as_secs_f64();
+            self.rate = if self.rate == 0.0 { rate } else { 0.5 * self.rate + 0.5 * rate };
+            self.popped = 0;
+            self.since = Some(now);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

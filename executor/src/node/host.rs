@@ -1,0 +1,329 @@
+//! Runs a node function on a thread of its own for one phase, and keeps what it made until the phase ends:
+//! the last checkpoint is taken after the function has returned.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use tfos_core::cluster::{ClusterSpec, NodeId};
+use tfos_core::failure::Cause;
+use tfos_core::proto::{self, NodeFailed, NodeFinished, NodeReady, Returned, from_executor::Message};
+use tfos_core::rows::encode_ranges;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::context::{NodeContext, PhaseKind};
+use super::results::ResultWriter;
+use crate::Error;
+use crate::checkpoint::CheckpointStore;
+use crate::control::{Counters, Outgoing};
+use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, direct_source, feed_source, prefetch};
+use crate::run::NodeFunction;
+
+/// What a node is started with.
+pub(crate) struct HostOptions {
+    pub(crate) node: NodeId,
+    pub(crate) spec: ClusterSpec,
+    pub(crate) num_trainers: u32,
+    pub(crate) trainer: u32,
+    pub(crate) start: proto::StartPhase,
+    pub(crate) devices: Vec<String>,
+    pub(crate) feed_memory: u64,
+    pub(crate) model_dir: String,
+    pub(crate) scratch_dir: String,
+    pub(crate) generation: u64,
+    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model talks to the ps"))]
+    pub(crate) token: String,
+    pub(crate) listener: Option<TcpListener>,
+    pub(crate) function: Arc<dyn NodeFunction>,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// A node that runs.
+pub(crate) struct NodeHost {
+    queue: Option<Arc<Queue>>,
+    orders: UnboundedSender<Order>,
+    scan: Option<tokio::task::JoinHandle<()>>,
+    checkpoints: Mutex<Option<Sender<String>>>,
+    requests: Sender<Request>,
+}
+
+/// What a node's thread is asked for between steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Request {
+    Snapshot { id: u64 },
+    EndPhase,
+}
+
+/// Where the thread of a node looks for requests; shared by trainer, feed and host.
+pub(crate) struct Requests {
+    pub(crate) receiver: Mutex<Receiver<Request>>,
+}
+
+fn kind_of(start: &proto::StartPhase) -> PhaseKind {
+    match start.kind.as_str() {
+        "inference" => PhaseKind::Inference,
+        "evaluate" => PhaseKind::Evaluate,
+        _ => PhaseKind::Train,
+    }
+}
+
+impl NodeHost {
+    pub(crate) fn start(mut options: HostOptions) -> Result<Self, Error> {
+        let listener = options.listener.take();
+        let HostOptions { node, start, outgoing, counters, function, .. } = &options;
+        let (phase, kind) = (start.phase, kind_of(start));
+        let session = tfos_data::session::session();
+        function.register(&session)?;
+        let store = CheckpointStore::open(&options.model_dir)?;
+        let (orders, orders_rx) = unbounded_channel();
+        let (requests, requests_rx) = channel();
+        let (checkpoints_tx, checkpoints_rx) = channel();
+        let requests_rx = Arc::new(Requests { receiver: Mutex::new(requests_rx) });
+        let runtime = tokio::runtime::Handle::current();
+        let inputs: BTreeMap<String, proto::Input> = start.inputs.iter().map(|i| (i.name.clone(), i.clone())).collect();
+        #[cfg(feature = "torch")]
+        let torch =
+            crate::torch::TorchState::new(&options, kind, store.clone(), Arc::clone(&requests_rx), runtime.clone())?;
+        #[cfg(feature = "torch")]
+        let hooks: Arc<dyn Hooks> = torch.hooks();
+        #[cfg(not(feature = "torch"))]
+        let hooks: Arc<dyn Hooks> =
+            Arc::new(NoTrainer { phase, outgoing: outgoing.clone(), requests: Arc::clone(&requests_rx) });
+        let mut queue = None;
+        let mut feed = None;
+        let mut scan = None;
+        if let Some(input) = start.inputs.first().filter(|_| node.role.trains()) {
+            let source =
+                if input.plan.is_empty() { direct_source(input)? } else { feed_source(input, session.clone())? };
+            let shared = Arc::new(Queue::new(options.feed_memory as usize));
+            let leases = Leases { phase, worker: options.trainer, outgoing: outgoing.clone(), orders: orders_rx };
+            let (filling, failing) = (Arc::clone(&shared), Arc::clone(&shared));
+            scan = Some(tokio::spawn(async move {
+                // A panic in a function of the query is told like one in the node's own function.
+                if let Err(error) = unpanicked(prefetch(leases, filling, source)).await {
+                    failing.fail(error);
+                }
+            }));
+            feed = Some(DataFeed {
+                phase,
+                trainer: options.trainer,
+                inference: kind == PhaseKind::Inference,
+                queue: Arc::clone(&shared),
+                outstanding: Arc::default(),
+                outgoing: outgoing.clone(),
+                hooks: Arc::clone(&hooks),
+                counters: Arc::clone(counters),
+            });
+            queue = Some(shared);
+        }
+        let results = (kind == PhaseKind::Inference)
+            .then(|| {
+                let name = format!("g{}-phase{phase}-trainer{}", options.generation, options.trainer);
+                ResultWriter::new(&options.scratch_dir, &name, runtime.clone())
+            })
+            .transpose()?;
+        let context = NodeContext {
+            node: *node,
+            spec: options.spec.clone(),
+            num_trainers: options.num_trainers,
+            trainer: options.trainer,
+            phase,
+            kind,
+            arguments: start.arguments.clone(),
+            seed: start.seed,
+            devices: options.devices.clone(),
+            feed,
+            inputs,
+            session,
+            store,
+            restore: start.restore.clone(),
+            results,
+            checkpoints: Mutex::new(Some(checkpoints_rx)),
+            listener,
+            outgoing: outgoing.clone(),
+            counters: Arc::clone(counters),
+            runtime,
+            #[cfg(feature = "torch")]
+            torch,
+        };
+        let (function, outgoing) = (Arc::clone(function), outgoing.clone());
+        let name = node.to_string();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let failed = run(context, &*function, &outgoing, &requests_rx, &*hooks);
+            if let Err(cause) = failed {
+                let cause = serde_json::to_string(&cause).unwrap_or_default();
+                outgoing.send(Message::NodeFailed(NodeFailed { phase, cause }));
+            }
+        });
+        spawned.map_err(|source| Error::System { what: format!("start a thread for {node}"), source })?;
+        Ok(Self { queue, orders, scan, checkpoints: Mutex::new(Some(checkpoints_tx)), requests })
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+
+    /// The feed ends: the scan is cancelled, the function gets no more batches.
+    pub(crate) fn end_feed(&self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
+        if let Some(scan) = &self.scan {
+            scan.abort();
+        }
+    }
+
+    pub(crate) fn take_checkpoint(&self, id: u64) {
+        let _ = self.requests.send(Request::Snapshot { id });
+    }
+
+    pub(crate) fn checkpoint_committed(&self, manifest: String) {
+        let sender = self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(sender) = sender.as_ref() {
+            let _ = sender.send(manifest);
+        }
+    }
+
+    /// The phase is over: an evaluator ends after the checkpoints that it has heard of.
+    pub(crate) fn end_phase(&self) {
+        self.end_feed();
+        drop(self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        let _ = self.requests.send(Request::EndPhase);
+    }
+}
+
+fn run(
+    mut context: NodeContext,
+    function: &dyn NodeFunction,
+    outgoing: &Outgoing,
+    requests: &Requests,
+    hooks: &dyn Hooks,
+) -> Result<(), Cause> {
+    let phase = context.phase;
+    outgoing.send(Message::NodeReady(NodeReady { phase, ..Default::default() }));
+    let trains = context.node.role.trains();
+    remember_panics();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        function.run(&mut context)?;
+        context.flush_results()?;
+        #[cfg(feature = "torch")]
+        context.finish_training()?;
+        Ok::<(), Error>(())
+    }));
+    match result {
+        Err(payload) => return Err(Cause::Panic { message: panic_message(&*payload) }),
+        Ok(Err(error)) => {
+            tracing::error!("{error:?}");
+            return Err(error.cause());
+        }
+        Ok(Ok(())) => {}
+    }
+    if trains {
+        give_back(&context, outgoing);
+        outgoing.send(Message::NodeFinished(NodeFinished { phase }));
+    }
+    // The model stays until the driver has what it wants of it.
+    loop {
+        let next = requests.receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
+        match next {
+            Ok(Request::Snapshot { id }) => snapshot(hooks, id)?,
+            Ok(Request::EndPhase) | Err(_) => break,
+        }
+    }
+    drop(context);
+    outgoing.send(Message::NodeFinished(NodeFinished { phase }));
+    Ok(())
+}
+
+fn snapshot(hooks: &dyn Hooks, id: u64) -> Result<(), Cause> {
+    hooks.snapshot(id).map_err(|e| e.cause())
+}
+
+/// Rows that were leased to this node and have seen no step go back to the driver.
+fn give_back(context: &NodeContext, outgoing: &Outgoing) {
+    let Some(feed) = &context.feed else { return };
+    let mut ranges =
+        std::mem::take(&mut feed.outstanding.lock().unwrap_or_else(std::sync::PoisonError::into_inner).ranges);
+    ranges.extend(feed.queue.abandon());
+    if !ranges.is_empty() {
+        let mut bytes = vec![];
+        encode_ranges(&ranges, &mut bytes);
+        outgoing.send(Message::Returned(Returned {
+            phase: context.phase,
+            worker: context.trainer,
+            ranges: bytes.into(),
+        }));
+    }
+}
+
+thread_local! {
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// What `future` gives, or its panic as an error.
+pub(super) async fn unpanicked<T>(future: impl Future<Output = T>) -> Result<T, Error> {
+    remember_panics();
+    let result = AssertUnwindSafe(future).catch_unwind().await;
+    result.map_err(|payload| Error::Panicked(panic_message(&*payload)))
+}
+
+/// Keeps message and place of a panic for the thread that panicked, and still prints it to the log.
+fn remember_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let place = info.location().map_or_else(String::new, |l| format!(" at {l}"));
+            let text = format!("{}{place}", panic_message(info.payload()));
+            LAST_PANIC.with(|last| *last.borrow_mut() = Some(text));
+            print(info);
+        }));
+    });
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    LAST_PANIC.with(|last| last.borrow_mut().take()).unwrap_or_else(|| {
+        let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+    })
+}
+
+/// Without libtorch there is no model: a checkpoint request is answered with nothing.
+#[cfg(not(feature = "torch"))]
+struct NoTrainer {
+    phase: u32,
+    outgoing: Outgoing,
+    requests: Arc<Requests>,
+}
+
+#[cfg(not(feature = "torch"))]
+impl Hooks for NoTrainer {
+    fn waiting(&self) -> Result<(), Error> {
+        let next = self.requests.receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).try_recv();
+        if let Ok(Request::Snapshot { id }) = next {
+            self.snapshot(id)?;
+        }
+        Ok(())
+    }
+
+    fn idle(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn active(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn snapshot(&self, id: u64) -> Result<(), Error> {
+        let phase = self.phase;
+        self.outgoing.send(Message::SnapshotAt(proto::SnapshotAt { phase, id, global_step: 0 }));
+        self.outgoing.send(Message::PartWritten(proto::PartWritten { phase, id, ..Default::default() }));
+        Ok(())
+    }
+}

@@ -1,0 +1,15 @@
+//! A node: the function that the application runs in this process, and everything it may ask for.
+
+mod context;
+mod host;
+mod ps;
+mod results;
+
+pub use context::{Checkpoints, NodeContext, PhaseKind};
+pub(crate) use host::{HostOptions, NodeHost};
+#[cfg(feature = "torch")]
+pub(crate) use host::{Request, Requests};
+#[cfg(feature = "torch")]
+pub(crate) use ps::PartWriter;
+pub(crate) use ps::PsHost;
+pub use results::ResultWriter;

@@ -1,0 +1,163 @@
+//! Hosts a parameter server: its events become control messages, its snapshots become checkpoint parts.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use tfos_core::checkpoint::Paths;
+use tfos_core::failure::{Cause, chain};
+use tfos_core::ids::{Generation, GlobalStep};
+use tfos_core::proto::{Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, from_executor::Message};
+use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::Error;
+use crate::checkpoint::CheckpointStore;
+use crate::control::Outgoing;
+
+/// A ps in its executor, for one phase.
+pub(crate) struct PsHost {
+    server: PsServer,
+    phase: u32,
+    outgoing: Outgoing,
+    shards: usize,
+}
+
+impl PsHost {
+    /// Serves on a clone of the executor's listener, which itself stays open for the next phase.
+    pub(crate) fn start(
+        phase: u32,
+        listener: TcpListener,
+        options: ServerOptions,
+        max_steps: u64,
+        store: CheckpointStore,
+        outgoing: Outgoing,
+    ) -> Result<Self, Error> {
+        let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
+        // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
+        let (events_tx, events_rx) = unbounded_channel();
+        let callback = {
+            let events: UnboundedSender<ServerEvent> = events_tx;
+            Arc::new(move |event| {
+                let _ = events.send(event);
+            })
+        };
+        let server = PsServer::start(listener, options, callback)?;
+        if shard == 0 && max_steps > 0 {
+            server.set_max_steps(Some(max_steps))?;
+        }
+        let writer = PartWriter {
+            phase,
+            shard: shard as u32,
+            shards: shards as u32,
+            generation,
+            store,
+            outgoing: outgoing.clone(),
+        };
+        tokio::spawn(forward(events_rx, writer));
+        Ok(Self { server, phase, outgoing, shards })
+    }
+
+    /// Cuts snapshot `id`; every shard writes its part by itself.
+    pub(crate) fn take_checkpoint(&self, id: u64) -> Result<(), Error> {
+        match self.server.request_snapshot(id) {
+            Ok(()) => Ok(()),
+            // The application has no model, or its chief is not that far yet.
+            Err(tfos_ps::Error::NotInitialised { .. }) => {
+                let phase = self.phase;
+                self.outgoing.send(Message::SnapshotAt(SnapshotAt { phase, id, global_step: 0 }));
+                for _ in 0..self.shards {
+                    self.outgoing.send(Message::PartWritten(PartWritten { phase, id, ..Default::default() }));
+                }
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.server.stop();
+    }
+}
+
+/// Writes parts and reports them.
+#[derive(Debug, Clone)]
+pub(crate) struct PartWriter {
+    pub(crate) phase: u32,
+    pub(crate) shard: u32,
+    pub(crate) shards: u32,
+    pub(crate) generation: u64,
+    pub(crate) store: CheckpointStore,
+    pub(crate) outgoing: Outgoing,
+}
+
+impl PartWriter {
+    pub(crate) async fn write(self, layout: Arc<Layout>, snapshot: Snapshot) {
+        let (id, step) = (snapshot.id, snapshot.step);
+        let path = Paths::part(GlobalStep(step), Generation(self.generation), self.shard, self.shards);
+        let (start, end) = (snapshot.range.start as u64, snapshot.range.end as u64);
+        let optimizer_step = snapshot.optimizer_step;
+        let written = self.store.write_part(&path, &layout, snapshot).await;
+        let mut part = PartWritten {
+            phase: self.phase,
+            id,
+            global_step: step,
+            optimizer_step,
+            path,
+            start,
+            end,
+            ..Default::default()
+        };
+        match written {
+            Ok(written) => (part.bytes, part.crc32c) = (written.bytes, written.crc32c),
+            Err(e) => part.error = chain(&e).join(": "),
+        }
+        self.outgoing.send(Message::PartWritten(part));
+    }
+}
+
+async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter) {
+    let phase = writer.phase;
+    let outgoing = writer.outgoing.clone();
+    let mut layout = None;
+    while let Some(event) = events.recv().await {
+        match event {
+            ServerEvent::Initialised { step, layout: described } => {
+                layout = Some(Arc::new(described));
+                tracing::info!("initialised at step {step}");
+            }
+            ServerEvent::Committed { step, commits } => {
+                let commit = |c: tfos_ps::Commit| Commit {
+                    global_step: step,
+                    worker: c.worker,
+                    rows: c.rows,
+                    loss: c.loss,
+                    ranges: c.leases.into(),
+                };
+                let commits = commits.into_iter().map(commit).collect();
+                outgoing.send(Message::Commits(Commits { phase, commits }));
+            }
+            ServerEvent::Dropped { worker, leases, .. } => {
+                outgoing.send(Message::Returned(Returned { phase, worker, ranges: leases.into() }));
+            }
+            ServerEvent::SnapshotMarker { id, step } => {
+                outgoing.send(Message::SnapshotAt(SnapshotAt { phase, id, global_step: step }));
+            }
+            ServerEvent::Snapshot(snapshot) => {
+                if let Some(layout) = &layout {
+                    // Beside the order, so that a slow store does not hold commits back.
+                    tokio::spawn(writer.clone().write(Arc::clone(layout), snapshot));
+                }
+            }
+            ServerEvent::WorkerLost { worker, error } => {
+                tracing::warn!("trainer {worker} is gone: {}", chain(&error).join(": "));
+            }
+            ServerEvent::Failed(error) => {
+                let secondary = error.is_secondary();
+                let chain = chain(&error);
+                let cause = if secondary { Cause::PeerLost { chain } } else { Cause::Error { chain, user: false } };
+                let cause = serde_json::to_string(&cause).unwrap_or_default();
+                outgoing.send(Message::NodeFailed(NodeFailed { phase, cause }));
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The only place of tch: tensors from Arrow, the model's variables, and what a step does with them.
+
+mod device;
+pub mod shim;
+mod slices;
+mod state;
+pub mod tensor;
+mod trainer;
+
+pub use shim::torch_version;
+pub(crate) use state::TorchState;
+pub use state::describe_devices;
+pub use tch::Tensor;
+
+/// Threads that an operation may use.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(threads.max(1) as i32);
+}

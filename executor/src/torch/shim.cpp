@@ -1,0 +1,66 @@
+// What tch cannot do: a tensor over memory that somebody else owns, kept alive for exactly as long as the tensor is.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <dlfcn.h>
+#include <torch/version.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <memory>
+
+namespace {
+
+void report(char* text, size_t capacity, const char* what) {
+  if (text != nullptr && capacity > 0) std::snprintf(text, capacity, "%s", what);
+}
+
+}  // namespace
+
+// No exception leaves these functions: unwinding into Rust would end the process.
+extern "C" {
+
+// A CPU tensor over `data`, to be freed with tch's at_free; null, with a text, if libtorch refuses.
+// `deleter(context)` runs exactly once, also when this call fails.
+at::Tensor* tfos_from_blob(void* data, const int64_t* sizes, size_t ndim, int8_t dtype, void (*deleter)(void*),
+                           void* context, char* text, size_t capacity) noexcept {
+  try {
+    // libtorch copies and drops the closure as it likes, also on its way out of a failed call; the shared pointer
+    // makes the last of these the release.
+    std::shared_ptr<void> owner(context, deleter);
+    at::Tensor tensor =
+        at::from_blob(data, at::IntArrayRef(sizes, ndim), [owner](void*) mutable { owner.reset(); },
+                      at::TensorOptions().device(at::kCPU).dtype(static_cast<at::ScalarType>(dtype)));
+    return new at::Tensor(std::move(tensor));
+  } catch (const c10::Error& error) {
+    report(text, capacity, error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    report(text, capacity, error.what());
+  } catch (...) {
+    report(text, capacity, "an exception of an unknown type");
+  }
+  return nullptr;
+}
+
+// Where the elements of a CPU tensor start; null for a tensor without elements or without memory.
+const void* tfos_data(const at::Tensor* tensor) noexcept {
+  try {
+    return tensor->const_data_ptr();
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+// Loads libtorch's CUDA half. 0 if it is there now; otherwise a text says why not.
+int tfos_load_cuda(char* text, size_t capacity) noexcept {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return 0;
+  const char* what = dlerror();
+  report(text, capacity, what != nullptr ? what : "unknown");
+  return 1;
+}
+
+// Version of the libtorch that this program was compiled for.
+const char* tfos_torch_version() { return TORCH_VERSION; }
+
+}  // extern "C"

@@ -1,0 +1,343 @@
+//! The libtorch half of a node's context: variables, steps, checkpoints of a trainer without ps.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Tensor, nn};
+use tfos_core::cluster::Role;
+use tfos_core::config::Consistency;
+use tfos_core::proto::{Commit, Commits, NodeReady, PartWritten, SnapshotAt, from_executor::Message};
+use tfos_core::rows::encode_ranges;
+use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
+
+use super::trainer::{Begin, Trainer, Variables};
+use crate::Error;
+use crate::checkpoint::{Checkpoint, CheckpointStore};
+use crate::control::{Counters, Outgoing};
+use crate::feed::Hooks;
+use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests};
+
+/// Commits of a trainer without ps travel together: this many, or as many as come in this time.
+const COMMITS: usize = 64;
+const COMMIT_DELAY: Duration = Duration::from_millis(20);
+
+/// How long a ps may take to answer a new trainer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// See the module's text.
+pub(crate) struct TorchState {
+    vs: nn::VarStore,
+    shared: Arc<Shared>,
+    connect: Option<(Vec<String>, ClientOptions)>,
+    mode: Mode,
+    max_steps: u64,
+}
+
+/// What feed, host and steps share.
+pub(crate) struct Shared {
+    phase: u32,
+    trainer_number: u32,
+    trainer: Mutex<Option<Trainer>>,
+    commits: Mutex<(Vec<Commit>, Option<Instant>)>,
+    requests: Arc<Requests>,
+    outgoing: Outgoing,
+    counters: Arc<Counters>,
+    writer: PartWriter,
+    runtime: tokio::runtime::Handle,
+    ended: Mutex<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The devices that libtorch sees, for people.
+pub fn describe_devices() -> Vec<String> {
+    let mut devices = vec!["cpu".to_owned()];
+    // Loading the CUDA half of libtorch takes seconds, and without a driver it finds nothing.
+    let driver = std::path::Path::new("/dev/nvidiactl").exists();
+    if !driver || super::shim::load_cuda().is_err() {
+        return devices;
+    }
+    devices.extend((0..tch::Cuda::device_count().max(0)).map(|i| format!("cuda:{i}")));
+    devices
+}
+
+impl TorchState {
+    pub(crate) fn new(
+        options: &HostOptions,
+        kind: PhaseKind,
+        store: CheckpointStore,
+        requests: Arc<Requests>,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, Error> {
+        // The linker leaves the CUDA half of libtorch out unless it is loaded before the first question about it.
+        let loaded = if options.devices.is_empty() { Ok(()) } else { super::shim::load_cuda() };
+        let device = if options.devices.is_empty() {
+            Device::Cpu
+        } else if let Err(e) = loaded {
+            return Err(Error::Other(Box::new(e)));
+        } else if tch::Cuda::is_available() {
+            Device::Cuda(0)
+        } else {
+            return Err(Error::Usage {
+                what: format!("GPU {} is leased, and libtorch cannot use it", options.devices.join(",")),
+                try_this: "check the driver with nvidia-smi, or leave --num-gpus out".into(),
+            });
+        };
+        let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
+        let mode = match consistency {
+            Consistency::Async => Mode::Async,
+            Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
+        };
+        let addresses = options.spec.addresses(Role::Ps);
+        let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
+            let client = ClientOptions {
+                worker: options.trainer,
+                token: options.token.clone(),
+                generation: options.generation,
+                is_chief: options.trainer == 0,
+                connect_timeout: CONNECT_TIMEOUT,
+            };
+            (addresses.to_vec(), client)
+        });
+        // Different on every trainer (dropout, augmentation); the variables come from the chief.
+        tch::manual_seed(options.start.seed.wrapping_add(u64::from(options.trainer)) as i64);
+        let shared = Shared {
+            phase: options.start.phase,
+            trainer_number: options.trainer,
+            trainer: Mutex::new(None),
+            commits: Mutex::default(),
+            requests,
+            outgoing: options.outgoing.clone(),
+            counters: Arc::clone(&options.counters),
+            writer: PartWriter {
+                phase: options.start.phase,
+                shard: 0,
+                shards: 1,
+                generation: options.generation,
+                store,
+                outgoing: options.outgoing.clone(),
+            },
+            runtime,
+            ended: Mutex::new(false),
+        };
+        let max_steps = options.start.max_steps;
+        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, max_steps })
+    }
+
+    pub(crate) fn hooks(&self) -> Arc<dyn Hooks> {
+        Arc::clone(&self.shared) as Arc<dyn Hooks>
+    }
+}
+
+impl Shared {
+    fn commit(&self, commit: Commit) {
+        let mut commits = lock(&self.commits);
+        commits.0.push(commit);
+        let since = *commits.1.get_or_insert_with(Instant::now);
+        if commits.0.len() >= COMMITS || since.elapsed() >= COMMIT_DELAY {
+            drop(commits);
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let mut pending = lock(&self.commits);
+        pending.1 = None;
+        let commits = std::mem::take(&mut pending.0);
+        if !commits.is_empty() {
+            self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits }));
+        }
+    }
+
+    fn serve(&self) -> Result<(), Error> {
+        let next = lock(&self.requests.receiver).try_recv();
+        if let Ok(Request::Snapshot { id }) = next {
+            self.snapshot(id)?;
+        }
+        Ok(())
+    }
+}
+
+impl Hooks for Shared {
+    fn waiting(&self) -> Result<(), Error> {
+        self.flush();
+        self.serve()
+    }
+
+    fn idle(&self) -> Result<(), Error> {
+        if let Some(trainer) = lock(&self.trainer).as_mut() {
+            *lock(&self.ended) |= trainer.idle()?;
+        }
+        Ok(())
+    }
+
+    fn active(&self) -> Result<(), Error> {
+        if let Some(trainer) = lock(&self.trainer).as_mut() {
+            *lock(&self.ended) |= trainer.active()?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, id: u64) -> Result<(), Error> {
+        self.flush();
+        let phase = self.phase;
+        let taken = match lock(&self.trainer).as_ref().filter(|t| t.is_local()) {
+            Some(trainer) => trainer.snapshot(id)?.map(|s| (Arc::clone(&trainer.layout), s)),
+            None => None,
+        };
+        let global_step = self.counters.step();
+        self.outgoing.send(Message::SnapshotAt(SnapshotAt { phase, id, global_step }));
+        match taken {
+            Some((layout, snapshot)) => drop(self.runtime.spawn(self.writer.clone().write(layout, snapshot))),
+            None => self.outgoing.send(Message::PartWritten(PartWritten { phase, id, ..Default::default() })),
+        }
+        Ok(())
+    }
+}
+
+impl NodeContext {
+    /// Device of this node's model: the first GPU that it holds, or the CPU.
+    pub fn device(&self) -> Device {
+        self.torch.vs.device()
+    }
+
+    /// Root path of the model's variables: build the network on it, then call [`Self::train_with`].
+    pub fn variables(&self) -> nn::Path<'_> {
+        self.torch.vs.root()
+    }
+
+    /// The variables are complete: the chief initialises or restores them, the others wait for it, and every
+    /// later [`Self::step`] updates them with `optimizer`, which may have a [`tfos_ps::Schedule`]. Outside training the
+    /// checkpoint is loaded and `optimizer` has no use.
+    pub fn train_with(&mut self, optimizer: impl Into<Scheduled>) -> Result<(), Error> {
+        let optimizer = optimizer.into();
+        if self.kind != PhaseKind::Train || !self.node.role.trains() {
+            return self.load();
+        }
+        let mut variables = Variables::collect(self.torch.vs.variables())?;
+        let chief = self.trainer == 0;
+        let restored = match self.restore.as_str() {
+            path if !path.is_empty() && chief => Some(self.read_checkpoint(path)?),
+            _ => None,
+        };
+        if let Some(checkpoint) = &restored {
+            let path = self.restore.clone();
+            variables.restore(&path, &checkpoint.layout, &checkpoint.state)?;
+            if checkpoint.optimizer.slots() != optimizer.slots() {
+                let why = format!(
+                    "its optimizer keeps {:?} and this one {:?}; use the same optimizer",
+                    checkpoint.optimizer.slots(),
+                    optimizer.slots()
+                );
+                return Err(Error::Mismatch { path, why });
+            }
+        }
+        let client = match &self.torch.connect {
+            Some((addresses, options)) => Some(PsClient::connect(addresses, options)?),
+            None => None,
+        };
+        let begin = Begin { optimizer, mode: self.torch.mode, restored: restored.as_ref().map(|c| &c.state), chief };
+        let (trainer, step) = Trainer::new(variables, &begin, client)?;
+        self.counters.set_step(step);
+        if chief {
+            self.outgoing.send(Message::NodeReady(NodeReady {
+                phase: self.phase,
+                layout: serde_json::to_string(&*trainer.layout).unwrap_or_default(),
+                optimizer: serde_json::to_string(&trainer.optimizer).unwrap_or_default(),
+            }));
+        }
+        *lock(&self.torch.shared.trainer) = Some(trainer);
+        Ok(())
+    }
+
+    /// Loads the checkpoint that this phase was started with into the variables.
+    pub fn load(&mut self) -> Result<(), Error> {
+        let path = self.restore.clone();
+        if path.is_empty() {
+            return Err(Error::Usage {
+                what: "there is no checkpoint to load".into(),
+                try_this: "train first, or give the --model-dir of a trained model".into(),
+            });
+        }
+        let checkpoint = self.read_checkpoint(&path)?;
+        self.load_checkpoint(&path, &checkpoint)
+    }
+
+    /// Copies the values of a checkpoint into the variables.
+    pub fn load_checkpoint(&mut self, path: &str, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let mut variables = Variables::collect(self.torch.vs.variables())?;
+        let layout: &Layout = &checkpoint.layout;
+        variables.restore(path, layout, &checkpoint.state)?;
+        self.counters.set_step(checkpoint.state.step);
+        Ok(())
+    }
+
+    /// Backward pass of `loss` (a scalar, mean over the rows of the batch) and one update of the model, which
+    /// commits the rows of the batch that the feed gave last. Returns the global step of the parameters that the
+    /// variables now hold.
+    ///
+    /// One step belongs to one batch: rows of a batch without a step count as passed over when the next batch is
+    /// asked for. For larger steps ask [`DataFeed::next_batch`](crate::DataFeed::next_batch) for more rows.
+    ///
+    /// In synchronous training an update that came too late is dropped, never silently: its rows return to the
+    /// driver and are trained on again.
+    pub fn step(&mut self, loss: &Tensor) -> Result<u64, Error> {
+        let shared = Arc::clone(&self.torch.shared);
+        let value = loss.f_double_value(&[])?;
+        let (ranges, rows) = match &self.feed {
+            Some(feed) => {
+                let mut out = lock(&feed.outstanding);
+                (std::mem::take(&mut out.ranges), std::mem::take(&mut out.rows))
+            }
+            None => (vec![], 0),
+        };
+        let mut guard = lock(&shared.trainer);
+        let trainer = guard.as_mut().ok_or_else(|| Error::Usage {
+            what: "step was called before train_with".into(),
+            try_this: "build the network on ctx.variables(), then call ctx.train_with(optimizer)".into(),
+        })?;
+        let step = self.counters.step();
+        if !value.is_finite() {
+            let rows = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            return Err(Error::Diverged { loss: value, step, rows });
+        }
+        let mut leases = vec![];
+        encode_ranges(&ranges, &mut leases);
+        let begin = Instant::now();
+        let local = trainer.is_local();
+        let stepped = trainer.step(loss, value, rows, &leases)?;
+        drop(guard);
+        if !local {
+            self.counters.wait_ps(begin.elapsed());
+        }
+        self.counters.set_step(stepped.step);
+        if !stepped.dropped {
+            self.counters.add_rows(rows);
+        }
+        let mut ended = stepped.stop || *lock(&shared.ended);
+        if local {
+            let worker = shared.trainer_number;
+            shared.commit(Commit { global_step: stepped.step, worker, rows, loss: value, ranges: leases.into() });
+            shared.serve()?;
+            ended |= self.torch.max_steps > 0 && stepped.step >= self.torch.max_steps;
+        }
+        if let Some(feed) = self.feed.as_ref().filter(|_| ended) {
+            feed.queue.close();
+        }
+        Ok(stepped.step)
+    }
+
+    /// The function has returned: last commits go out, the ps are told.
+    pub(crate) fn finish_training(&mut self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.torch.shared);
+        shared.flush();
+        let taken = lock(&shared.trainer).take();
+        if let Some(trainer) = taken {
+            let kept = trainer.finish()?;
+            *lock(&shared.trainer) = kept;
+        }
+        Ok(())
+    }
+}

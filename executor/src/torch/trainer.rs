@@ -1,0 +1,309 @@
+//! The model's variables and the way in which gradients become updates: here, or on the parameter servers.
+
+use std::sync::Arc;
+
+use tch::{Device, Tensor, no_grad};
+use tfos_ps::{FullState, InitState, Layout, LocalTrainer, Mode, PsClient, Push, Scheduled, Snapshot};
+
+use super::device::DeviceOptimizer;
+use super::slices::{check, floats, floats_mut};
+use crate::Error;
+
+/// Where updates are made.
+enum Backend {
+    /// One trainer without ps: in place, nothing is sent.
+    Local(LocalTrainer),
+    /// The same on a GPU.
+    Device(DeviceOptimizer, u64),
+    /// On the parameter servers.
+    Ps(PsClient),
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stepped {
+    pub(super) step: u64,
+    /// Stale: not applied, the rows go back.
+    pub(super) dropped: bool,
+    /// No further step will be applied.
+    pub(super) stop: bool,
+}
+
+pub(super) struct Trainer {
+    pub(super) layout: Arc<Layout>,
+    pub(super) optimizer: Scheduled,
+    /// In layout order; share their storage with the VarStore.
+    variables: Vec<Tensor>,
+    buffers: Vec<Tensor>,
+    /// CPU copies of variables, gradients and buffers that live on a GPU, for the ps.
+    host: Option<(Vec<Tensor>, Vec<Tensor>)>,
+    backend: Backend,
+    chief: bool,
+}
+
+/// Variables in layout order: what is trained, and what is not.
+pub(super) struct Variables {
+    pub(super) layout: Layout,
+    trained: Vec<Tensor>,
+    buffers: Vec<Tensor>,
+}
+
+impl Variables {
+    /// Sorts out a model's variables; those that require no gradient are buffers.
+    pub(super) fn collect(named: std::collections::HashMap<String, Tensor>) -> Result<Self, Error> {
+        let (mut trained, mut buffers): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, t)| t.requires_grad());
+        trained.sort_by(|a, b| a.0.cmp(&b.0));
+        buffers.sort_by(|a, b| a.0.cmp(&b.0));
+        for (name, tensor) in trained.iter().chain(&buffers) {
+            check(name, tensor)?;
+        }
+        let shapes = |list: &[(String, Tensor)]| list.iter().map(|(n, t)| (n.clone(), t.size())).collect::<Vec<_>>();
+        let layout = Layout::new(shapes(&trained), shapes(&buffers))?;
+        let tensors = |list: Vec<(String, Tensor)>| list.into_iter().map(|(_, t)| t).collect();
+        Ok(Self { layout, trained: tensors(trained), buffers: tensors(buffers) })
+    }
+
+    /// Copies a checkpoint's values into the variables.
+    pub(super) fn restore(&mut self, path: &str, layout: &Layout, state: &FullState) -> Result<(), Error> {
+        if *layout != self.layout {
+            return Err(Error::Mismatch { path: path.to_owned(), why: difference(layout, &self.layout) });
+        }
+        no_grad(|| {
+            scatter(&mut self.trained, &state.params)?;
+            scatter(&mut self.buffers, &state.buffers)
+        })
+    }
+}
+
+/// In what two models differ, by name.
+fn difference(saved: &Layout, model: &Layout) -> String {
+    let all = |l: &Layout| -> Vec<(String, Vec<i64>)> {
+        l.variables.iter().chain(&l.buffers).map(|v| (v.name.clone(), v.shape.clone())).collect()
+    };
+    let (saved, model) = (all(saved), all(model));
+    let only = |a: &[(String, Vec<i64>)], b: &[(String, Vec<i64>)]| {
+        a.iter().filter(|v| !b.contains(v)).map(|(n, s)| format!("{n} {s:?}")).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "it has [{}] where the model has [{}]; use another model directory or the model that wrote it",
+        only(&saved, &model),
+        only(&model, &saved)
+    )
+}
+
+fn scatter(tensors: &mut [Tensor], flat: &[f32]) -> Result<(), Error> {
+    let mut rest = flat;
+    for tensor in tensors {
+        let (part, after) = rest.split_at(tensor.numel().min(rest.len()));
+        rest = after;
+        tensor.f_copy_(&Tensor::f_from_slice(part)?.f_reshape(tensor.size())?)?;
+    }
+    Ok(())
+}
+
+fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    tensors.iter().map(|t| Ok(t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)).collect()
+}
+
+/// How a chief begins.
+pub(super) struct Begin<'a> {
+    pub(super) optimizer: Scheduled,
+    pub(super) mode: Mode,
+    pub(super) restored: Option<&'a FullState>,
+    pub(super) chief: bool,
+}
+
+impl Trainer {
+    pub(super) fn new(variables: Variables, begin: &Begin<'_>, client: Option<PsClient>) -> Result<(Self, u64), Error> {
+        let Variables { layout, trained, buffers } = variables;
+        let step = begin.restored.map_or(0, |s| s.step);
+        let on_cpu = trained.iter().all(|t| t.device() == Device::Cpu);
+        let backend = match client {
+            Some(client) => Backend::Ps(client),
+            None if on_cpu => Backend::Local(match begin.restored {
+                Some(state) => LocalTrainer::restore(layout.clone(), begin.optimizer, state)?,
+                None => LocalTrainer::new(layout.clone(), begin.optimizer, 0),
+            }),
+            None => {
+                let optimizer = DeviceOptimizer::new(begin.optimizer, &trained, &layout, begin.restored)?;
+                Backend::Device(optimizer, step)
+            }
+        };
+        let host = match (&backend, on_cpu) {
+            (Backend::Ps(_), false) => Some((on_host(&trained)?, on_host(&trained)?)),
+            _ => None,
+        };
+        let mut trainer = Self {
+            layout: Arc::new(layout),
+            optimizer: begin.optimizer,
+            variables: trained,
+            buffers,
+            host,
+            backend,
+            chief: begin.chief,
+        };
+        let step = trainer.meet(begin, step)?;
+        Ok((trainer, step))
+    }
+
+    /// Chief: gives the ps their state. Others: wait for it and take it.
+    fn meet(&mut self, begin: &Begin<'_>, step: u64) -> Result<u64, Error> {
+        let mut host_buffers = on_host(&self.buffers)?;
+        let layout = Arc::clone(&self.layout);
+        let Self { backend: Backend::Ps(client), variables, host, .. } = self else { return Ok(step) };
+        let params = host.as_mut().map_or(variables, |(params, _)| params);
+        if begin.chief {
+            let params: Vec<&[f32]> = params.iter().map(floats).collect();
+            let buffers: Vec<&[f32]> = host_buffers.iter().map(floats).collect();
+            let state = InitState {
+                optimizer: begin.optimizer,
+                mode: begin.mode,
+                step,
+                optimizer_step: begin.restored.map_or(0, |s| s.optimizer_step),
+                params: &params,
+                slots: begin.restored.map_or(&[], |s| &s.slots),
+                buffers: &buffers,
+            };
+            client.init(&layout, state)?;
+            return Ok(step);
+        }
+        let step = {
+            let mut params: Vec<&mut [f32]> = params.iter_mut().map(floats_mut).collect();
+            let mut buffers: Vec<&mut [f32]> = host_buffers.iter_mut().map(floats_mut).collect();
+            client.wait_init(&layout, &mut params, &mut buffers)?
+        };
+        no_grad(|| {
+            for (buffer, host) in self.buffers.iter_mut().zip(&host_buffers) {
+                buffer.f_copy_(host)?;
+            }
+            self.upload()
+        })?;
+        Ok(step)
+    }
+
+    /// Brings parameters that the ps sent to the host to the GPU.
+    fn upload(&mut self) -> Result<(), Error> {
+        if let Some((params, _)) = &self.host {
+            for (variable, param) in self.variables.iter_mut().zip(params) {
+                variable.f_copy_(param)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Backward pass and update.
+    pub(super) fn step(&mut self, loss: &Tensor, value: f64, rows: u64, leases: &[u8]) -> Result<Stepped, Error> {
+        for variable in &self.variables {
+            let mut grad = variable.f_grad()?;
+            if grad.defined() {
+                let _ = grad.f_zero_()?;
+            }
+        }
+        loss.f_backward()?;
+        let mut gradients = Vec::with_capacity(self.variables.len());
+        for variable in &self.variables {
+            let grad = variable.f_grad()?;
+            // A variable that the loss does not depend on has none.
+            gradients.push(if grad.defined() { grad.f_contiguous()? } else { variable.f_zeros_like()? });
+        }
+        no_grad(|| self.apply(gradients, value, rows, leases))
+    }
+
+    fn apply(&mut self, gradients: Vec<Tensor>, loss: f64, rows: u64, leases: &[u8]) -> Result<Stepped, Error> {
+        match &mut self.backend {
+            Backend::Local(local) => {
+                let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
+                let mut params: Vec<&mut [f32]> = self.variables.iter_mut().map(floats_mut).collect();
+                let step = local.apply(&mut params, &gradients)?;
+                Ok(Stepped { step, dropped: false, stop: false })
+            }
+            Backend::Device(optimizer, step) => {
+                optimizer.apply(*step, &mut self.variables, &gradients)?;
+                *step += 1;
+                Ok(Stepped { step: *step, dropped: false, stop: false })
+            }
+            Backend::Ps(client) => {
+                let buffers = if self.chief && !self.buffers.is_empty() { on_host(&self.buffers)? } else { vec![] };
+                let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
+                let outcome = {
+                    let (params, gradients) = match &mut self.host {
+                        Some((params, grads)) => {
+                            for (host, device) in grads.iter_mut().zip(&gradients) {
+                                host.f_copy_(device)?;
+                            }
+                            (params, &*grads)
+                        }
+                        None => (&mut self.variables, &gradients),
+                    };
+                    let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
+                    let mut params: Vec<&mut [f32]> = params.iter_mut().map(floats_mut).collect();
+                    let push = Push {
+                        rows: rows.max(1),
+                        loss,
+                        leases,
+                        buffers: (!buffers.is_empty()).then_some(&buffers[..]),
+                        gradients: &gradients,
+                    };
+                    client.push_pull(push, &mut params)?
+                };
+                self.upload()?;
+                Ok(Stepped { step: outcome.step, dropped: outcome.dropped, stop: outcome.stop })
+            }
+        }
+    }
+
+    pub(super) fn idle(&mut self) -> Result<bool, Error> {
+        match &mut self.backend {
+            Backend::Ps(client) => Ok(client.idle()?.stop),
+            Backend::Local(_) | Backend::Device(..) => Ok(false),
+        }
+    }
+
+    pub(super) fn active(&mut self) -> Result<bool, Error> {
+        match &mut self.backend {
+            Backend::Ps(client) => Ok(client.active()?.stop),
+            Backend::Local(_) | Backend::Device(..) => Ok(false),
+        }
+    }
+
+    /// True when updates are made here and the checkpoint is this trainer's to take.
+    pub(super) fn is_local(&self) -> bool {
+        !matches!(self.backend, Backend::Ps(_))
+    }
+
+    /// The whole state, copied.
+    pub(super) fn snapshot(&self, id: u64) -> Result<Option<Snapshot>, Error> {
+        let buffers = on_host(&self.buffers)?;
+        let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
+        match &self.backend {
+            Backend::Local(local) => {
+                let params: Vec<&[f32]> = self.variables.iter().map(floats).collect();
+                Ok(Some(local.snapshot(id, &params, &buffers)?))
+            }
+            Backend::Device(optimizer, step) => {
+                let params: Vec<f32> = on_host(&self.variables)?.iter().flat_map(|t| floats(t).to_vec()).collect();
+                Ok(Some(Snapshot {
+                    id,
+                    step: *step,
+                    optimizer_step: optimizer.optimizer_step(),
+                    range: 0..params.len(),
+                    params: Arc::new(params),
+                    slots: optimizer.slots()?,
+                    buffers: Some(buffers.concat()),
+                }))
+            }
+            Backend::Ps(_) => Ok(None),
+        }
+    }
+
+    /// Tells the ps that this trainer is done; the variables stay usable.
+    pub(super) fn finish(self) -> Result<Option<Self>, Error> {
+        match self.backend {
+            Backend::Ps(client) => {
+                client.finish()?;
+                Ok(None)
+            }
+            Backend::Local(_) | Backend::Device(..) => Ok(Some(self)),
+        }
+    }
+}
