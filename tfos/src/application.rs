@@ -1,0 +1,44 @@
+//! What a user writes: one program that is driver and executor.
+
+use tfos_data::SessionContext;
+use tfos_executor::{Error as NodeError, NodeContext};
+
+use crate::{Cluster, Result};
+
+/// A training program.
+pub trait Application: Send + Sync + 'static {
+    /// Name under which it is submitted, and which its checkpoints carry.
+    fn name(&self) -> &str;
+
+    /// One line for `tfos apps`.
+    fn about(&self) -> &str {
+        ""
+    }
+
+    /// Looks at the arguments before anything is started. The text of an error (or of `--help`, which is
+    /// [`Stop::Help`]) is shown to the user.
+    fn check(&self, _arguments: &[String]) -> std::result::Result<(), Stop> {
+        Ok(())
+    }
+
+    /// Runs on the driver: reads data, trains, scores.
+    fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()>;
+
+    /// Runs in chief, workers and evaluator, once per call of `train`, `inference` or `evaluate`, on a thread of
+    /// its own; see [`NodeContext::kind`].
+    fn node(&self, context: &mut NodeContext) -> std::result::Result<(), NodeError>;
+
+    /// Registers functions for queries, on the driver and in every executor alike.
+    fn register(&self, _session: &SessionContext) -> std::result::Result<(), NodeError> {
+        Ok(())
+    }
+}
+
+/// Why an application does not want to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// Help was asked for; exit 0.
+    Help(String),
+    /// The arguments are wrong; exit 2.
+    Usage(String),
+}

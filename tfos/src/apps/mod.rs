@@ -1,0 +1,14 @@
+//! The built-in applications.
+
+pub mod digits;
+pub mod mnist;
+pub mod networks;
+
+use std::sync::Arc;
+
+use crate::Application;
+
+/// All of them, as `tfos apps` lists them.
+pub fn all() -> Vec<Arc<dyn Application>> {
+    vec![Arc::new(mnist::Mnist)]
+}

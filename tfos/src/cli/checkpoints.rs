@@ -1,0 +1,228 @@
+//! `tfos checkpoints`: what a model directory holds.
+#![expect(clippy::print_stdout, reason = "results go to stdout")]
+
+use serde_json::{Value, json};
+use tfos_core::checkpoint::Manifest;
+use tfos_core::ids::GlobalStep;
+use tfos_driver::checkpoints::Listed;
+use tfos_driver::model_dir::ModelDir;
+use tfos_executor::checkpoint::{Checkpoint, CheckpointStore};
+use tfos_executor::ps::{Layout, Variable};
+
+use super::flags::{CheckpointCommand, Output};
+use crate::{Error, Result};
+
+pub(super) fn run(command: CheckpointCommand) -> Result<u8> {
+    super::init_logs("warn");
+    let output = command.output();
+    super::runtime()?.block_on(async {
+        match command {
+            CheckpointCommand::List { model_dir, .. } => list(&ModelDir::open(&model_dir)?, output).await,
+            CheckpointCommand::Show { model_dir, step, .. } => show(&ModelDir::open(&model_dir)?, step, output).await,
+            CheckpointCommand::Verify { model_dir, step, .. } => {
+                verify(&ModelDir::open(&model_dir)?, step, output).await
+            }
+            CheckpointCommand::Delete { model_dir, step, .. } => {
+                let dir = ModelDir::open(&model_dir)?;
+                dir.checkpoint(GlobalStep(step)).await?;
+                dir.delete_checkpoint(GlobalStep(step)).await?;
+                say(output, &json!({"status": "ok", "deleted": step}), &format!("deleted checkpoint {step}"));
+                Ok(0)
+            }
+            CheckpointCommand::Copy { model_dir, step, to, .. } => {
+                let (from, target) = (ModelDir::open(&model_dir)?, ModelDir::open(&to)?);
+                let manifest = whole(&from, from.checkpoint(GlobalStep(step)).await?).await?;
+                from.copy_checkpoint(&manifest, &target).await?;
+                say(output, &json!({"status": "ok", "copied": step, "to": to}), &format!("copied {step} to {to}"));
+                Ok(0)
+            }
+            CheckpointCommand::Diff { model_dir, first, second, .. } => diff(&model_dir, first, second, output).await,
+        }
+    })
+}
+
+fn say(output: Output, json: &Value, text: &str) {
+    match output {
+        Output::Json => println!("{json}"),
+        Output::Text => println!("{text}"),
+    }
+}
+
+/// The manifest of a checkpoint without damage.
+async fn whole(dir: &ModelDir, listed: Listed) -> Result<Manifest> {
+    let damaged = |what: String| Error::Application(format!("checkpoint {} is damaged: {what}", listed.step));
+    let manifest = listed.manifest.clone().map_err(damaged)?;
+    match dir.damage(&manifest).await? {
+        Some(what) => Err(damaged(what)),
+        None => Ok(manifest),
+    }
+}
+
+fn none(dir: &ModelDir) -> Error {
+    Error::Usage(format!("`{}` has no checkpoint", dir.url()))
+}
+
+async fn list(dir: &ModelDir, output: Output) -> Result<u8> {
+    let listed = dir.list_checkpoints().await?;
+    if output == Output::Json {
+        let lines: Vec<Value> = listed.iter().map(in_short).collect();
+        println!("{}", json!({"model_dir": dir.url().as_str(), "checkpoints": lines}));
+        return Ok(0);
+    }
+    if listed.is_empty() {
+        return Err(none(dir));
+    }
+    println!("{:>12}  {:>10}  {:>14}  {:>14}  {:>6}  written", "step", "generation", "bytes", "rows", "epochs");
+    for c in &listed {
+        let written = tfos_data::arrow::temporal_conversions::timestamp_ms_to_datetime(c.written_ms);
+        let written = written.map_or_else(String::new, |t| t.format("%Y-%m-%d %H:%M:%S UTC").to_string());
+        match &c.manifest {
+            Ok(m) => println!(
+                "{:>12}  {:>10}  {:>14}  {:>14}  {:>6}  {written}",
+                c.step.0,
+                m.generation.0,
+                c.bytes(),
+                m.rows_total,
+                m.rows.complete_epochs
+            ),
+            Err(why) => println!("{:>12}  damaged: {why}", c.step.0),
+        }
+    }
+    Ok(0)
+}
+
+fn in_short(c: &Listed) -> Value {
+    match &c.manifest {
+        Ok(m) => json!({"step": c.step.0, "generation": m.generation.0, "application": m.application,
+                        "tfos_version": m.tfos_version, "bytes": c.bytes(), "parts": m.parts.len(),
+                        "rows": m.rows_total, "epochs": m.rows.complete_epochs, "written_ms": c.written_ms}),
+        Err(why) => json!({"step": c.step.0, "damage": why, "written_ms": c.written_ms}),
+    }
+}
+
+async fn show(dir: &ModelDir, step: Option<u64>, output: Output) -> Result<u8> {
+    let found = match step {
+        Some(step) => dir.checkpoint(GlobalStep(step)).await?,
+        None => dir.list_checkpoints().await?.pop().ok_or_else(|| none(dir))?,
+    };
+    let manifest = found.manifest.clone();
+    let manifest =
+        manifest.map_err(|what| Error::Application(format!("checkpoint {} is damaged: {what}", found.step)))?;
+    if output == Output::Json {
+        println!("{}", serde_json::to_string(&manifest).unwrap_or_default());
+        return Ok(0);
+    }
+    println!("step          {}", manifest.global_step.0);
+    println!("application   {}, written by tfos {}", manifest.application, manifest.tfos_version);
+    println!("generation    {}", manifest.generation.0);
+    println!("rows          {} in {} whole epochs", manifest.rows_total, manifest.rows.complete_epochs);
+    println!("optimizer     {}", manifest.optimizer);
+    let layout: std::result::Result<Layout, _> = serde_json::from_value(manifest.layout.clone());
+    if let Ok(layout) = layout {
+        println!("parameters    {} in {} variables", layout.total, layout.variables.len());
+        let line = |v: &Variable, what: &str| println!("  {:<40} f32 {:?}{what}", v.name, v.shape);
+        layout.variables.iter().for_each(|v| line(v, ""));
+        layout.buffers.iter().for_each(|v| line(v, "  (not trained)"));
+    }
+    println!("files");
+    for part in &manifest.parts {
+        println!("  {} ({} bytes, crc32c {:08x})", part.path, part.bytes, part.crc32c);
+    }
+    for segment in &manifest.ledger {
+        println!("  {segment}");
+    }
+    Ok(0)
+}
+
+async fn verify(dir: &ModelDir, step: Option<u64>, output: Output) -> Result<u8> {
+    let all = match step {
+        Some(step) => vec![dir.checkpoint(GlobalStep(step)).await?],
+        None => dir.list_checkpoints().await?,
+    };
+    if all.is_empty() {
+        return Err(none(dir));
+    }
+    let mut damaged = 0;
+    let mut lines = vec![];
+    for c in &all {
+        let damage = match &c.manifest {
+            Ok(manifest) => dir.damage(manifest).await?,
+            Err(why) => Some(why.clone()),
+        };
+        damaged += usize::from(damage.is_some());
+        if output == Output::Text {
+            println!("checkpoint {}: {}", c.step.0, damage.as_deref().unwrap_or("whole"));
+        }
+        lines.push(json!({"step": c.step.0, "bytes": c.bytes(), "damage": damage}));
+    }
+    if output == Output::Json {
+        println!("{}", json!({"ok": damaged == 0, "checkpoints": lines}));
+    }
+    Ok(u8::from(damaged > 0))
+}
+
+async fn load(url: &str, step: u64) -> Result<Checkpoint> {
+    let dir = ModelDir::open(url)?;
+    let manifest = whole(&dir, dir.checkpoint(GlobalStep(step)).await?).await?;
+    Ok(CheckpointStore::open(url)?.load(&manifest).await?)
+}
+
+/// Largest and root-mean-square difference of one variable, and the second's own root mean square.
+fn compare(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
+    let (mut largest, mut squares, mut own) = (0f64, 0f64, 0f64);
+    for (a, b) in a.iter().zip(b) {
+        let difference = f64::from(*b) - f64::from(*a);
+        largest = largest.max(difference.abs());
+        squares += difference * difference;
+        own += f64::from(*b) * f64::from(*b);
+    }
+    let n = (b.len() as f64).max(1.0);
+    (largest, (squares / n).sqrt(), (own / n).sqrt())
+}
+
+async fn diff(url: &str, first: u64, second: u64, output: Output) -> Result<u8> {
+    let (a, b) = (load(url, first).await?, load(url, second).await?);
+    let kinds = |c: &Checkpoint| -> Vec<(Variable, Vec<f32>)> {
+        let values = |list: &[Variable], flat: &[f32]| -> Vec<(Variable, Vec<f32>)> {
+            let of = |v: &Variable| flat.get(v.offset..v.offset + v.len()).unwrap_or_default().to_vec();
+            list.iter().map(|v| (v.clone(), of(v))).collect()
+        };
+        let mut all = values(&c.layout.variables, &c.state.params);
+        all.extend(values(&c.layout.buffers, &c.state.buffers));
+        all
+    };
+    let (a, b) = (kinds(&a), kinds(&b));
+    let mut lines = vec![];
+    for (variable, after) in &b {
+        let before = a.iter().find(|(v, _)| v.name == variable.name && v.shape == variable.shape);
+        let line = match before {
+            Some((_, before)) => {
+                let (largest, rms, own) = compare(before, after);
+                json!({"name": variable.name, "shape": variable.shape, "max_abs": largest, "rms": rms, "rms_of_second": own})
+            }
+            None => json!({"name": variable.name, "shape": variable.shape, "only_in": second}),
+        };
+        lines.push(line);
+    }
+    let missing = a.iter().filter(|(v, _)| !b.iter().any(|(w, _)| w.name == v.name && w.shape == v.shape));
+    lines.extend(missing.map(|(v, _)| json!({"name": v.name, "shape": v.shape, "only_in": first})));
+    if output == Output::Json {
+        println!("{}", json!({"first": first, "second": second, "variables": lines}));
+        return Ok(0);
+    }
+    println!("{:<40} {:>14} {:>14} {:>16}", "variable", "max |diff|", "rms diff", format!("rms at {second}"));
+    for line in &lines {
+        let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let name = line.get("name").and_then(Value::as_str).unwrap_or_default();
+        match line.get("only_in") {
+            Some(step) => println!("{name:<40} only in {step}"),
+            None => println!(
+                "{name:<40} {:>14.6e} {:>14.6e} {:>16.6e}",
+                number("max_abs"),
+                number("rms"),
+                number("rms_of_second")
+            ),
+        }
+    }
+    Ok(0)
+}

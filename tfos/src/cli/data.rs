@@ -1,0 +1,86 @@
+//! `tfos data`: conversion and description.
+#![expect(clippy::print_stdout, reason = "results go to stdout")]
+
+use tfos_data::convert::{ConvertOptions, convert, describe};
+use tfos_data::session::Format;
+
+use super::flags::{ConvertFlags, DataCommand, Output};
+use crate::{Error, Result};
+
+pub(super) fn run(command: DataCommand) -> Result<u8> {
+    super::init_logs("warn");
+    let runtime = super::runtime()?;
+    match command {
+        DataCommand::Convert(flags) => runtime.block_on(run_convert(flags)),
+        DataCommand::Describe { url, format, output } => {
+            let format = format_of(&url, format.as_deref(), "--format")?;
+            let found = runtime.block_on(describe(&url, format))?;
+            match output {
+                Output::Json => println!("{}", serde_json::to_string(&found).unwrap_or_default()),
+                Output::Text => {
+                    println!("format  {}", found.format);
+                    println!("rows    {}", found.rows);
+                    println!("columns");
+                    for c in &found.columns {
+                        println!("  {}: {}{}", c.name, c.data_type, if c.nullable { "" } else { " not null" });
+                    }
+                    if let Some(schema) = &found.schema {
+                        println!("schema  {schema}");
+                    }
+                    println!("files");
+                    for f in &found.files {
+                        println!("  {} ({} bytes)", f.path, f.bytes);
+                    }
+                }
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn format_of(path: &str, given: Option<&str>, flag: &str) -> Result<Format> {
+    match given {
+        Some(name) => Ok(name.parse()?),
+        None => Format::from_path(path)
+            .or_else(|| from_listing(path))
+            .ok_or_else(|| Error::Usage(format!("the format of `{path}` cannot be told from its name; give {flag}"))),
+    }
+}
+
+/// A folder: by its first file. An idx prefix: by the file that belongs to it.
+fn from_listing(path: &str) -> Option<Format> {
+    if tfos_data::idx::files(path).is_ok() {
+        return Some(Format::Idx);
+    }
+    let entries = std::fs::read_dir(path).ok()?;
+    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    names.iter().find_map(|n| Format::from_path(n))
+}
+
+async fn run_convert(flags: ConvertFlags) -> Result<u8> {
+    let from_format = format_of(&flags.from, flags.from_format.as_deref(), "--from-format")?;
+    let to_format = match flags.to_format.as_deref() {
+        Some(name) => name.parse()?,
+        None => Format::from_path(&flags.to).ok_or_else(|| {
+            Error::Usage(format!("the format of `{}` cannot be told from its name; give --to-format", flags.to))
+        })?,
+    };
+    let options = ConvertOptions {
+        rows_per_file: flags.rows_per_file,
+        num_files: flags.num_files,
+        compression: flags.compression.parse()?,
+        schema: flags.schema,
+    };
+    let done = convert(&flags.from, from_format, &flags.to, to_format, &options).await?;
+    match flags.output {
+        Output::Json => println!("{}", serde_json::to_string(&done).unwrap_or_default()),
+        Output::Text => {
+            println!("{} rows", done.rows);
+            for f in &done.files {
+                println!("{} ({} bytes)", f.path, f.bytes);
+            }
+        }
+    }
+    Ok(0)
+}

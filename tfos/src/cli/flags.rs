@@ -1,0 +1,382 @@
+//! The flags, as clap reads them. Every flag of `submit` is also a key of `job.yaml`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tfos_core::config::{ByteSize, Period, RawJob};
+use tfos_core::ports::PortRange;
+
+/// Deep learning inside a DataFusion cluster.
+#[derive(Debug, Parser)]
+#[command(name = "tfos", version, about, propagate_version = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run an application on a cluster.
+    Submit(Box<SubmitFlags>),
+    /// Be an executor of a job whose driver runs elsewhere (or is about to).
+    Executor(ExecutorFlags),
+    /// List the built-in applications.
+    Apps {
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Convert and describe data files.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Prove from a model directory's ledger that each row of each finished epoch was applied exactly once.
+    VerifyLedger {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// List, show, verify, delete, copy and compare the checkpoints of a model directory.
+    #[command(subcommand)]
+    Checkpoints(CheckpointCommand),
+    /// Query a model directory's ledger with SQL: table `steps` has a line for each range of rows of each update.
+    Sql {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Such as 'SELECT epoch, avg(loss) FROM steps GROUP BY epoch'.
+        query: String,
+        /// How to print: a table, or one JSON object a line.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Print a completion script.
+    Completions {
+        /// For this shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Command {
+    /// True when every end of the command is to be one JSON object on stdout.
+    pub(super) fn reports_json(&self) -> bool {
+        let output = match self {
+            Self::Submit(flags) => flags.output,
+            Self::Apps { output } | Self::VerifyLedger { output, .. } => *output,
+            Self::Data(DataCommand::Convert(flags)) => flags.output,
+            Self::Data(DataCommand::Describe { output, .. }) => *output,
+            Self::Checkpoints(command) => command.output(),
+            Self::Sql { output, .. } => *output,
+            Self::Executor(_) | Self::Completions { .. } => Output::Text,
+        };
+        output == Output::Json
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CheckpointCommand {
+    /// Every checkpoint: step, generation, age, size, rows.
+    List {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// One checkpoint: variables, optimizer, rows, files.
+    Show {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Its step [default: the newest].
+        step: Option<u64>,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Read every byte and compare sizes and checksums; exit code 1 when something is damaged.
+    Verify {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Only this step [default: all].
+        step: Option<u64>,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Delete one checkpoint.
+    Delete {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Its step.
+        step: u64,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Copy one checkpoint, and the ledger that led to it, into a new model directory.
+    Copy {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Its step.
+        step: u64,
+        /// The new model directory, any object-store URL.
+        to: String,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Compare the values of two checkpoints, variable by variable.
+    Diff {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// The first step.
+        first: u64,
+        /// The second step.
+        second: u64,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+}
+
+impl CheckpointCommand {
+    pub(super) fn output(&self) -> Output {
+        match self {
+            Self::List { output, .. }
+            | Self::Show { output, .. }
+            | Self::Verify { output, .. }
+            | Self::Delete { output, .. }
+            | Self::Copy { output, .. }
+            | Self::Diff { output, .. } => *output,
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    Text,
+    /// For machines: the last line of stdout is one JSON object.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SubmitFlags {
+    /// How executors come to life: `local` starts them here, `standalone` waits for `tfos executor`.
+    #[arg(long, value_name = "LAUNCHER")]
+    master: Option<String>,
+    /// Executors in all, one node each [default: what the other flags need].
+    #[arg(long, value_name = "N")]
+    cluster_size: Option<u32>,
+    /// Parameter servers among them [default: 0].
+    #[arg(long, value_name = "P")]
+    num_ps: Option<u32>,
+    /// GPUs for each chief, worker and evaluator; an error when they cannot be had [default: 0].
+    #[arg(long, value_name = "G")]
+    num_gpus: Option<u32>,
+    /// One node scores every checkpoint on the input `eval`.
+    #[arg(long)]
+    evaluator: bool,
+    /// Aggregate the gradients of the workers before each update [default: asynchronous].
+    #[arg(long)]
+    sync_replicas: bool,
+    /// Gradients per update; fewer than the workers makes the rest backups [default: all].
+    #[arg(long, value_name = "R")]
+    replicas_to_aggregate: Option<u32>,
+    /// Bound of staleness (not built in yet).
+    #[arg(long, value_name = "S")]
+    max_staleness: Option<u32>,
+    /// Copies of each parameter shard (not built in yet).
+    #[arg(long, value_name = "K")]
+    ps_replicas: Option<u32>,
+    /// Where checkpoints and ledger go: a path or any object-store URL. A job submitted again on it resumes.
+    #[arg(long, value_name = "URL")]
+    model_dir: Option<String>,
+    /// Time between checkpoints [default: 600].
+    #[arg(long, value_name = "T")]
+    save_checkpoints_secs: Option<Period>,
+    /// Steps between checkpoints.
+    #[arg(long, value_name = "K")]
+    save_checkpoints_steps: Option<u64>,
+    /// How many of the newest checkpoints stay [default: 5].
+    #[arg(long, value_name = "M")]
+    keep_checkpoints: Option<usize>,
+    /// Stop at this global step.
+    #[arg(long, value_name = "STEP")]
+    max_steps: Option<u64>,
+    /// Bound of the feed queue of an executor [default: 256MiB].
+    #[arg(long, value_name = "BYTES")]
+    feed_memory: Option<ByteSize>,
+    /// Time in which all executors have to register [default: 600].
+    #[arg(long, value_name = "T")]
+    reservation_timeout: Option<Period>,
+    /// Silence after which an executor is lost [default: 30].
+    #[arg(long, value_name = "T")]
+    heartbeat_timeout: Option<Period>,
+    /// Address on which the driver listens [default: loopback for local, all for standalone; TFOS_DRIVER_BIND].
+    #[arg(long, value_name = "ADDRESS", env = "TFOS_DRIVER_BIND", hide_env = true)]
+    bind: Option<String>,
+    /// Host under which executors reach the driver [TFOS_DRIVER_HOST].
+    #[arg(long, value_name = "HOST", env = "TFOS_DRIVER_HOST", hide_env = true)]
+    advertise: Option<String>,
+    /// Port of the driver, or a range to try [default: any; TFOS_DRIVER_PORT].
+    #[arg(long, value_name = "PORTS", env = "TFOS_DRIVER_PORT", hide_env = true)]
+    port: Option<PortRange>,
+    /// Ports of the executors that `local` starts.
+    #[arg(long, value_name = "PORTS")]
+    executor_ports: Option<PortRange>,
+    /// File with the job's token; written with a new one if it does not exist.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<String>,
+    /// Folder of the nodes' logs [default: job/logs in the model directory].
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<String>,
+    /// TensorBoard event files (not built in yet).
+    #[arg(long)]
+    tensorboard: bool,
+    /// Remote direct memory access (not built in yet).
+    #[arg(long)]
+    rdma: bool,
+    /// Seed of everything random [default: 0].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Settings from a file; flags win.
+    #[arg(long, value_name = "JOB.YAML")]
+    pub(super) config: Option<PathBuf>,
+    /// Print the cluster that would be formed, and start nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+    /// No progress.
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+    /// Name of a built-in application (`tfos apps`) or path of a program built on tfos.
+    application: Option<String>,
+    /// Arguments of the application, after `--`.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+impl SubmitFlags {
+    /// What was written on the command line.
+    pub(super) fn raw(&self) -> RawJob {
+        let on = |flag: bool| flag.then_some(true);
+        RawJob {
+            master: self.master.clone(),
+            cluster_size: self.cluster_size,
+            num_ps: self.num_ps,
+            num_gpus: self.num_gpus,
+            evaluator: on(self.evaluator),
+            sync_replicas: on(self.sync_replicas),
+            replicas_to_aggregate: self.replicas_to_aggregate,
+            max_staleness: self.max_staleness,
+            ps_replicas: self.ps_replicas,
+            model_dir: self.model_dir.clone(),
+            save_checkpoints_secs: self.save_checkpoints_secs,
+            save_checkpoints_steps: self.save_checkpoints_steps,
+            keep_checkpoints: self.keep_checkpoints,
+            max_steps: self.max_steps,
+            feed_memory: self.feed_memory,
+            reservation_timeout: self.reservation_timeout,
+            heartbeat_timeout: self.heartbeat_timeout,
+            bind: self.bind.clone(),
+            advertise: self.advertise.clone(),
+            port: self.port.clone(),
+            executor_ports: self.executor_ports.clone(),
+            token_file: self.token_file.clone(),
+            log_dir: self.log_dir.clone(),
+            tensorboard: on(self.tensorboard),
+            rdma: on(self.rdma),
+            seed: self.seed,
+            application: self.application.clone(),
+            arguments: (!self.arguments.is_empty()).then(|| self.arguments.clone()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExecutorFlags {
+    /// URL of the driver, as it prints it.
+    #[arg(long, value_name = "URL")]
+    pub(super) driver: String,
+    /// File with the job's token [or TFOS_TOKEN in the environment].
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Place in the cluster [default: any free one].
+    #[arg(long, value_name = "N")]
+    pub(super) executor_id: Option<u32>,
+    /// n-th try of that place; a newer one replaces an older one.
+    #[arg(long, default_value_t = 0)]
+    pub(super) attempt: u32,
+    /// GPUs to lease.
+    #[arg(long, default_value_t = 0)]
+    pub(super) num_gpus: usize,
+    /// Address to bind.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub(super) bind: String,
+    /// Host under which other nodes reach this one [default: where the driver sees it call from].
+    #[arg(long)]
+    pub(super) advertise: Option<String>,
+    /// Port or range of ports to bind [default: any].
+    #[arg(long, alias = "port", default_value = "0")]
+    pub(super) ports: PortRange,
+    /// Threads for computing [default: all cores].
+    #[arg(long)]
+    pub(super) threads: Option<usize>,
+    /// How long to try to reach the driver.
+    #[arg(long, default_value = "60")]
+    pub(super) connect_timeout: Period,
+    /// Where this process's log goes, for messages; set by the local launcher.
+    #[arg(long, hide = true)]
+    pub(super) log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DataCommand {
+    /// Convert between idx (MNIST's files), csv, parquet and tfrecord.
+    Convert(ConvertFlags),
+    /// Print schema, files and rows.
+    Describe {
+        /// A path, a directory, a glob, or a list separated by commas.
+        url: String,
+        /// Format [default: by the file names].
+        #[arg(long)]
+        format: Option<String>,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConvertFlags {
+    /// Files to read; for idx the part before `-images-idx3-ubyte`.
+    pub(super) from: String,
+    /// File or folder (with `/` at its end) to write.
+    pub(super) to: String,
+    /// Format of FROM [default: by its name].
+    #[arg(long)]
+    pub(super) from_format: Option<String>,
+    /// Format of TO [default: by its name].
+    #[arg(long)]
+    pub(super) to_format: Option<String>,
+    /// Schema of FROM, such as `image:binary,label:int64`.
+    #[arg(long)]
+    pub(super) schema: Option<String>,
+    /// Begin a new file after so many rows.
+    #[arg(long)]
+    pub(super) rows_per_file: Option<usize>,
+    /// Divide the rows into so many files.
+    #[arg(long)]
+    pub(super) num_files: Option<usize>,
+    /// Compress: none, gzip or zlib.
+    #[arg(long, default_value = "none")]
+    pub(super) compression: String,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+}

@@ -1,0 +1,93 @@
+//! What is fed: a planned query, or a list of files.
+
+use tfos_core::proto;
+use tfos_data::datafusion::prelude::DataFrame;
+use tfos_data::session::Format;
+use tfos_data::{plan, store};
+
+use super::Cluster;
+use crate::{Error, Result};
+
+/// Files that nodes read themselves.
+#[derive(Debug, Clone)]
+pub struct DirectInput {
+    /// A path, a directory, a glob, or a list separated by commas.
+    pub url: String,
+    /// Only [`Format::TfRecord`] yet.
+    pub format: Format,
+    /// Schema in text form; `None` infers it from the first records.
+    pub schema: Option<String>,
+}
+
+/// An input that is ready to be sent to nodes.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub(crate) plan: Vec<u8>,
+    pub(crate) files: Vec<String>,
+    pub(crate) format: String,
+    pub(crate) schema: String,
+    pub(crate) partition_rows: Vec<Option<u64>>,
+    pub(crate) fingerprint: String,
+}
+
+impl Planned {
+    pub(crate) fn input(&self, name: &str) -> proto::Input {
+        proto::Input {
+            name: name.to_owned(),
+            plan: self.plan.clone().into(),
+            files: self.files.clone(),
+            format: self.format.clone(),
+            schema: self.schema.clone(),
+        }
+    }
+}
+
+impl Cluster {
+    pub(super) fn plan(&self, data: DataFrame) -> Result<Planned> {
+        let physical = self.block_on(data.create_physical_plan())?;
+        plan::validate_no_exchange(&physical)?;
+        let partitions = plan::partitions(&physical);
+        Ok(Planned {
+            plan: plan::encode(&physical)?,
+            files: vec![],
+            format: String::new(),
+            schema: String::new(),
+            partition_rows: (0..partitions).map(|p| plan::partition_rows(&physical, p)).collect(),
+            fingerprint: plan::fingerprint(&physical)?,
+        })
+    }
+}
+
+/// Lists the files of a direct input; each is a partition, in the order of their names.
+pub(super) async fn list(input: &DirectInput) -> Result<Planned> {
+    if input.format != Format::TfRecord {
+        return Err(Error::Usage(format!(
+            "nodes read tfrecord files themselves, not {}; use --input-mode feed for it",
+            input.format
+        )));
+    }
+    let listing = store::list(&input.url).await?;
+    let files: Vec<String> =
+        listing.files.iter().map(|f| store::display(listing.root.as_str(), Some(&f.location))).collect();
+    let mut identity = String::from("direct");
+    for (file, meta) in files.iter().zip(&listing.files) {
+        identity.push_str(&format!("|{file}:{}", meta.size));
+    }
+    identity.push_str(input.schema.as_deref().unwrap_or(""));
+    let schema = match (&input.schema, files.first()) {
+        (Some(schema), _) => schema.clone(),
+        (None, Some(first)) => {
+            let reader = tfos_data::tfrecord::TfRecordReader::open(first, None, 1).await?;
+            tfos_data::tfrecord::schema_text(&reader.schema())?
+        }
+        (None, None) => String::new(),
+    };
+    Ok(Planned {
+        plan: vec![],
+        partition_rows: vec![None; files.len()],
+        files,
+        format: input.format.to_string(),
+        schema,
+        fingerprint: identity,
+    })
+}

@@ -1,0 +1,308 @@
+//! A job as its application sees it: a DataFusion session on the driver, and a cluster that trains on what the
+//! session's queries give.
+
+mod input;
+mod progress;
+mod results;
+mod start;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tfos_core::config::{InputMode, Job};
+use tfos_core::ids::{Generation, GlobalStep};
+use tfos_core::proto;
+use tfos_core::rows::CommittedRows;
+use tfos_data::datafusion::prelude::{DataFrame, SessionContext};
+use tfos_data::session::Format;
+use tfos_driver::model_dir::{ModelDir, Restored};
+use tfos_driver::state::PhaseEnd;
+use tfos_driver::{Driver, PhaseKind, PhaseOutcome, PhaseSpec};
+
+use crate::{Application, Error, Result};
+use input::Planned;
+
+pub use input::DirectInput;
+pub(crate) use start::{Ended, Started};
+
+/// How training went.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+pub struct TrainOutcome {
+    /// Updates applied to the model, over all generations.
+    pub global_step: u64,
+    /// Rows applied by this run.
+    pub rows: u64,
+    /// Complete passes over the data.
+    pub epochs: u32,
+    /// Smoothed loss at the end.
+    pub loss: Option<f64>,
+    /// The target had been reached before; nothing was done.
+    pub already_done: bool,
+    /// Gradients dropped as stale; their rows were trained on again.
+    pub dropped: u64,
+    /// Wall-clock seconds of training.
+    pub seconds: f64,
+    /// Seconds from the start of the job to the first applied update.
+    pub first_step_seconds: Option<f64>,
+}
+
+/// What the job has to say at its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) train: Option<TrainOutcome>,
+    pub(crate) metrics: BTreeMap<String, f64>,
+    pub(crate) inference_rows: Option<u64>,
+}
+
+/// A job's cluster and its session. Executors are started with the job and have their roles by the time of
+/// the first call that needs them.
+pub struct Cluster {
+    runtime: tokio::runtime::Runtime,
+    session: SessionContext,
+    driver: Option<Driver>,
+    job: Job,
+    application: Arc<dyn Application>,
+    model_dir: ModelDir,
+    generation: Generation,
+    log_dir: PathBuf,
+    restored: Option<Restored>,
+    trained: bool,
+    arguments: String,
+    named: Vec<(String, DataFrame)>,
+    report: Report,
+    progress: progress::Progress,
+    begun: std::time::Instant,
+    /// Removed with the job when the user named no model directory.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("job", &self.job).field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// The job's settings.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// The DataFusion session: register tables and functions here, then query them.
+    pub fn session(&self) -> &SessionContext {
+        &self.session
+    }
+
+    /// Runs a future of the session to its end.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// A query over registered tables, or over files named in quotes.
+    pub fn sql(&self, query: &str) -> Result<DataFrame> {
+        Ok(self.block_on(self.session.sql(query))?)
+    }
+
+    /// The rows of files: a path, a directory, a glob or a list of these separated by commas.
+    pub fn read(&self, url: &str, format: Format, schema: Option<&str>) -> Result<DataFrame> {
+        Ok(self.block_on(tfos_data::session::read(&self.session, url, format, schema))?)
+    }
+
+    /// Makes files a table of the session.
+    pub fn register(&self, table: &str, url: &str, format: Format, schema: Option<&str>) -> Result<()> {
+        Ok(self.block_on(tfos_data::session::register(&self.session, table, url, format, schema))?)
+    }
+
+    /// Arguments for the nodes, JSON; see [`NodeContext::arguments`](crate::NodeContext::arguments).
+    pub fn set_arguments<T: serde::Serialize>(&mut self, arguments: &T) -> Result<()> {
+        self.arguments =
+            serde_json::to_string(arguments).map_err(|e| Error::Usage(format!("the arguments are no JSON: {e}")))?;
+        Ok(())
+    }
+
+    /// A second input, which nodes read by its name; an evaluator scores every checkpoint on `eval`.
+    pub fn add_input(&mut self, name: &str, rows: DataFrame) {
+        self.named.push((name.to_owned(), rows));
+    }
+
+    /// Where checkpoints go.
+    pub fn model_dir(&self) -> String {
+        self.model_dir.url().to_string()
+    }
+
+    /// Trains for `epochs` passes over the rows of `data`, which has to be a query without an exchange: scans,
+    /// filters, projections and functions. Rows that a restored checkpoint has seen are not fed again.
+    pub fn train(&mut self, data: DataFrame, epochs: u32) -> Result<TrainOutcome> {
+        let planned = self.plan(data)?;
+        self.run_training(planned, epochs)
+    }
+
+    /// Trains on files that the nodes read themselves, each file leased as it is needed.
+    pub fn train_direct(&mut self, input: &DirectInput, epochs: u32) -> Result<TrainOutcome> {
+        let planned = self.block_on(input::list(input))?;
+        self.run_training(planned, epochs)
+    }
+
+    fn run_training(&mut self, planned: Planned, epochs: u32) -> Result<TrainOutcome> {
+        if epochs == 0 {
+            return Err(Error::Usage("0 epochs would train on nothing; ask for 1 or more".into()));
+        }
+        if self.trained {
+            return Err(Error::Usage(
+                "a job trains once: a resumed one could not tell which rows of which call were seen".into(),
+            ));
+        }
+        self.trained = true;
+        let (mut committed, mut before, mut step) = (CommittedRows::default(), 0, GlobalStep(0));
+        if let Some(restored) = &self.restored {
+            self.check_same(restored, &planned)?;
+            let manifest = &restored.manifest;
+            committed = manifest.rows.clone();
+            (before, step) = (manifest.rows_total, manifest.global_step);
+            let at_steps = self.job.max_steps.is_some_and(|max| step.0 >= max);
+            if committed.complete_epochs >= epochs || at_steps {
+                let target = if at_steps { format!("step {}", step.0) } else { format!("{epochs} epochs") };
+                self.progress
+                    .say(&format!("the checkpoint at step {step} has reached the target ({target}); nothing to train"));
+                let epochs = committed.complete_epochs;
+                let outcome = TrainOutcome { global_step: step.0, epochs, already_done: true, ..Default::default() };
+                self.report.train = Some(outcome.clone());
+                return Ok(outcome);
+            }
+            self.progress.say(&format!("resuming from step {step}: {before} rows are done"));
+        }
+        let begun = std::time::Instant::now();
+        let named = std::mem::take(&mut self.named);
+        let mut inputs = vec![planned.input("data")];
+        for (name, data) in named {
+            inputs.push(self.plan(data)?.input(&name));
+        }
+        let outcome = self.phase(PhaseKind::Train, planned, inputs, epochs, committed, before, step)?;
+        if let Some(stored) = self.driver.as_ref().and_then(Driver::stored) {
+            self.restored = Some(Restored { path: stored.path.clone(), manifest: stored.manifest.clone() });
+        }
+        let result = TrainOutcome {
+            global_step: outcome.global_step.0,
+            rows: outcome.rows,
+            epochs: outcome.epochs,
+            loss: outcome.loss,
+            already_done: false,
+            dropped: outcome.dropped,
+            seconds: begun.elapsed().as_secs_f64(),
+            first_step_seconds: self.progress.first_step().map(|at| at.duration_since(self.begun).as_secs_f64()),
+        };
+        self.report.train = Some(result.clone());
+        for (name, mean) in &outcome.metrics {
+            self.report.metrics.insert(name.clone(), mean.mean());
+        }
+        if outcome.end == PhaseEnd::Drained {
+            return Err(Error::Interrupted);
+        }
+        Ok(result)
+    }
+
+    /// One result per row of `data`, in the order of its rows: its columns and the predictions.
+    pub fn inference(&mut self, data: DataFrame) -> Result<DataFrame> {
+        let planned = self.plan(data)?;
+        let inputs = vec![planned.input("data")];
+        let outcome =
+            self.phase(PhaseKind::Inference, planned, inputs, 1, CommittedRows::default(), 0, GlobalStep(0))?;
+        if outcome.end == PhaseEnd::Drained {
+            return Err(Error::Interrupted);
+        }
+        self.report.inference_rows = Some(outcome.rows);
+        self.block_on(results::data_frame(&self.session, outcome.results, outcome.rows))
+    }
+
+    /// Means over all rows of `data` of the metrics that the nodes report for the newest checkpoint.
+    pub fn evaluate(&mut self, data: DataFrame) -> Result<BTreeMap<String, f64>> {
+        let planned = self.plan(data)?;
+        let inputs = vec![planned.input("data")];
+        let outcome =
+            self.phase(PhaseKind::Evaluate, planned, inputs, 1, CommittedRows::default(), 0, GlobalStep(0))?;
+        if outcome.end == PhaseEnd::Drained {
+            return Err(Error::Interrupted);
+        }
+        let means: BTreeMap<String, f64> = outcome.metrics.iter().map(|(n, m)| (n.clone(), m.mean())).collect();
+        self.report.metrics.extend(means.clone());
+        Ok(means)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of a resumed phase, each used once")]
+    fn phase(
+        &mut self,
+        kind: PhaseKind,
+        planned: Planned,
+        inputs: Vec<proto::Input>,
+        epochs: u32,
+        committed: CommittedRows,
+        rows_before: u64,
+        restored_step: GlobalStep,
+    ) -> Result<PhaseOutcome> {
+        let Some(driver) = &self.driver else { return Err(Error::Usage("the cluster was shut down".into())) };
+        self.runtime.block_on(driver.formed())?;
+        let start = proto::StartPhase {
+            phase: 0,
+            kind: kind.to_string(),
+            inputs,
+            arguments: self.arguments.clone(),
+            restore: self.restored.as_ref().map(|r| r.path.clone()).unwrap_or_default(),
+            consistency: serde_json::to_string(&self.job.consistency).unwrap_or_default(),
+            max_steps: self.job.max_steps.unwrap_or(0),
+            seed: self.job.seed,
+            epochs,
+        };
+        let spec = PhaseSpec {
+            kind,
+            epochs,
+            partition_rows: planned.partition_rows,
+            input_fingerprint: planned.fingerprint,
+            committed,
+            rows_before,
+            restored_step,
+            max_steps: self.job.max_steps.filter(|_| kind == PhaseKind::Train),
+            start,
+        };
+        let watching = self.progress.watch(driver.status(), restored_step.0);
+        let shown = self.runtime.spawn(watching);
+        let outcome = self.runtime.block_on(driver.run_phase(spec));
+        shown.abort();
+        self.progress.clear();
+        Ok(outcome?)
+    }
+
+    /// A checkpoint of another application or of other data is not continued silently.
+    fn check_same(&self, restored: &Restored, planned: &Planned) -> Result<()> {
+        let foreign = |why: String| Err(tfos_driver::Error::Foreign { path: restored.path.clone(), why }.into());
+        let (theirs, ours) = (&restored.manifest.application, &self.job.application);
+        if theirs != ours {
+            return foreign(format!("it belongs to the application `{theirs}`, not `{ours}`; use another --model-dir"));
+        }
+        if restored.manifest.input_fingerprint != planned.fingerprint {
+            return foreign(
+                "the training data or its query has changed since, so its rows cannot be told apart from new ones; \
+                 use another --model-dir"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Input mode that fits the arguments of applications that take `--input-mode`.
+    pub fn train_input(
+        &mut self,
+        mode: InputMode,
+        data: impl FnOnce(&Self) -> Result<DataFrame>,
+        direct: &DirectInput,
+        epochs: u32,
+    ) -> Result<TrainOutcome> {
+        match mode {
+            InputMode::Feed => {
+                let frame = data(self)?;
+                self.train(frame, epochs)
+            }
+            InputMode::Direct => self.train_direct(direct, epochs),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A live line of progress on a terminal, plain lines elsewhere; always on stderr.
+
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tfos_driver::Status;
+use tokio::sync::watch;
+
+/// How often a line is printed where there is no terminal.
+const EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+pub(super) struct Progress {
+    bar: ProgressBar,
+    terminal: bool,
+    quiet: bool,
+    first_step: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Progress {
+    pub(super) fn new(quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !quiet;
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self { bar, terminal, quiet, first_step: Arc::default() }
+    }
+
+    /// A line that stays.
+    #[expect(clippy::print_stderr, reason = "this is where lines for people are printed")]
+    pub(super) fn say(&self, line: &str) {
+        if self.terminal {
+            self.bar.suspend(|| eprintln!("{line}"));
+        } else {
+            eprintln!("{line}");
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// When the first update of this run was seen.
+    pub(super) fn first_step(&self) -> Option<Instant> {
+        *self.first_step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the status until aborted.
+    pub(super) fn watch(
+        &self,
+        mut status: watch::Receiver<Status>,
+        from_step: u64,
+    ) -> impl Future<Output = ()> + use<> {
+        let progress = self.clone();
+        async move {
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}% eta {eta}");
+            progress.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            progress.bar.reset();
+            let begun = Instant::now();
+            let mut printed = begun;
+            let mut shown = String::new();
+            while status.changed().await.is_ok() {
+                let now = Instant::now();
+                let status = status.borrow_and_update().clone();
+                if status.global_step > from_step {
+                    let mut first = progress.first_step.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert(now);
+                }
+                let line = line(&status, begun.elapsed());
+                if progress.terminal {
+                    progress.bar.set_length(status.rows_total.unwrap_or(0).max(1));
+                    progress.bar.set_position(status.rows);
+                    progress.bar.set_message(line);
+                } else if !progress.quiet && (now.duration_since(printed) >= EVERY) && line != shown {
+                    progress.say(&line);
+                    printed = now;
+                    shown = line;
+                }
+            }
+        }
+    }
+}
+
+fn line(status: &Status, elapsed: Duration) -> String {
+    let rate = status.rows as f64 / elapsed.as_secs_f64().max(1e-3);
+    let mut line = format!(
+        "{} · epoch {}/{} · step {} · {} rows · {rate:.0} rows/s",
+        status.stage,
+        (status.epochs_done + 1).min(status.epochs.max(1)),
+        status.epochs,
+        status.global_step,
+        status.rows
+    );
+    if let Some(loss) = status.loss {
+        line.push_str(&format!(" · loss {loss:.4}"));
+    }
+    if let Some(step) = status.checkpoint {
+        line.push_str(&format!(" · checkpoint {step}"));
+    }
+    if let Some(reason) = &status.waiting_for {
+        line.push_str(&format!(" · waiting for {reason}"));
+    }
+    line
+}
