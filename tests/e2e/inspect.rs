@@ -1,0 +1,102 @@
+//! `tfos checkpoints` and `tfos sql`: what a model directory holds, asked after a job.
+
+use tfos_tests::data::line;
+use tfos_tests::submit::checkpoints;
+use tfos_tests::{Done, Lab, Submit};
+
+use crate::{assert_learned, verified_rows};
+
+const ROWS: u64 = 2000;
+
+/// One worker, a checkpoint every 50 steps of 10 rows.
+fn job(lab: &Lab, epochs: u64) -> Submit {
+    let data = line(lab.folder(), ROWS, 4);
+    let job = lab.probe(&format!("mode=linear epochs={epochs} data={}", data.display()));
+    job.flags("--cluster-size 4 --num-ps 2 --save-checkpoints-steps 50 --keep-checkpoints 9 --quiet")
+}
+
+fn ask(lab: &Lab, words: &str, rest: &str) -> Done {
+    let words = words.replacen("DIR", &lab.model().display().to_string(), 1);
+    Submit::tfos(&format!("{words} {rest}")).run()
+}
+
+#[test]
+fn checkpoints_are_listed_shown_verified_compared_and_deleted() {
+    let lab = Lab::new("checkpoints_are_listed_shown_verified_compared_and_deleted");
+    job(&lab, 1).run().ok();
+    let steps = checkpoints(&lab.model());
+    let [first, .., last] = steps[..] else { panic!("two checkpoints were to be there: {steps:?}") };
+
+    let listed = ask(&lab, "checkpoints list DIR", "--output json").ok();
+    let found: Vec<u64> =
+        listed.json["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).collect();
+    assert_eq!(found, steps);
+    assert_eq!(listed.json["checkpoints"][steps.len() - 1]["rows"], ROWS);
+    assert!(ask(&lab, "checkpoints list DIR", "").ok().stdout.contains("generation"));
+
+    let shown = ask(&lab, "checkpoints show DIR", "").ok();
+    assert!(shown.stdout.contains("line.weight") && shown.stdout.contains("sgd"), "{}", shown.stdout);
+    assert_eq!(
+        ask(&lab, "checkpoints show DIR", &format!("{first} --output json")).ok().number("global_step"),
+        first as f64
+    );
+
+    let differ = ask(&lab, "checkpoints diff DIR", &format!("{first} {last} --output json")).ok();
+    let names: Vec<&str> =
+        differ.json["variables"].as_array().unwrap().iter().filter_map(|v| v["name"].as_str()).collect();
+    assert_eq!(names, ["line.bias", "line.weight"]);
+    let same = ask(&lab, "checkpoints diff DIR", &format!("{last} {last} --output json")).ok();
+    assert_eq!(same.json["variables"][0]["max_abs"], 0.0);
+
+    assert_eq!(ask(&lab, "checkpoints verify DIR", "--output json").ok().json["ok"], true);
+    let folder = lab.model().join(format!("checkpoints/{first:012}"));
+    let part = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).find(|f| f.extension().unwrap() != "json");
+    let part = part.unwrap();
+    let mut bytes = std::fs::read(&part).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&part, bytes).unwrap();
+    let damaged = ask(&lab, "checkpoints verify DIR", "");
+    assert_eq!(damaged.code(), Some(1));
+    assert!(damaged.stdout.contains(&format!("checkpoint {first}: `")) && damaged.stdout.contains("checksum"));
+    ask(&lab, "checkpoints diff DIR", &format!("{first} {last}")).fails(1, &["is damaged", "checksum"]).error();
+
+    ask(&lab, "checkpoints delete DIR", &first.to_string()).ok();
+    assert_eq!(checkpoints(&lab.model()), steps[1..]);
+    ask(&lab, "checkpoints delete DIR", &first.to_string()).fails(1, &[&format!("step {first}")]).error();
+    Submit::tfos(&format!("checkpoints list {}", lab.path("none").display())).run().fails(2, &["has no checkpoint"]);
+}
+
+#[test] // the copy is a model directory: a job resumes from it, and its ledger is whole
+fn a_copied_checkpoint_is_trained_on() {
+    let lab = Lab::new("a_copied_checkpoint_is_trained_on");
+    job(&lab, 1).run().ok();
+    let last = checkpoints(&lab.model()).last().copied().unwrap();
+    let copy = lab.path("copy");
+    ask(&lab, "checkpoints copy DIR", &format!("{last} {}", copy.display())).ok();
+    assert_eq!(checkpoints(&copy), [last]);
+    assert_eq!(verified_rows(&copy), ROWS);
+    let done = job(&lab, 2).model_dir(&copy).run().ok().says(&[&format!("resuming from step {last}")]);
+    assert_eq!(done.number("generation"), 2.0);
+    assert_eq!(verified_rows(&copy), 2 * ROWS);
+    assert_learned(&done);
+    // Never into a directory of which a job may have checkpoints.
+    ask(&lab, "checkpoints copy DIR", &format!("{last} {}", copy.display())).fails(1, &["in use"]).error();
+}
+
+#[test]
+fn the_ledger_answers_queries() {
+    let lab = Lab::new("the_ledger_answers_queries");
+    job(&lab, 2).run().ok();
+    let query = |sql: &str, output: &str| {
+        let words = [lab.model().display().to_string(), sql.to_owned()];
+        Submit::tfos(&format!("sql --output {output}")).args_of(words).run()
+    };
+    let per_epoch = "SELECT epoch, sum(row_end - row_start) AS rows FROM steps GROUP BY epoch ORDER BY epoch";
+    let done = query(per_epoch, "json").ok();
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!(lines, [format!("{{\"epoch\":0,\"rows\":{ROWS}}}"), format!("{{\"epoch\":1,\"rows\":{ROWS}}}")]);
+    let table = query("SELECT max(row_end) AS top FROM steps", "text").ok();
+    assert!(table.stdout.contains("| top ") && table.stdout.contains(&format!("| {} ", ROWS / 4)), "{}", table.stdout);
+    query("SELECT nothing FROM steps", "text").fails(1, &["nothing"]).error();
+}

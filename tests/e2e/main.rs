@@ -1,0 +1,38 @@
+//! Jobs with real processes, submitted as a user does: each test has the machine for itself. The ports of
+//! TensorFlowOnSpark's tests keep their names.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends by a panic")]
+
+mod bad_data;
+mod bad_input;
+mod cli;
+mod failure;
+mod gpu;
+mod inspect;
+mod interrupt;
+mod linear;
+mod mnist;
+mod netns;
+mod ported;
+mod reservation;
+mod resume;
+
+use std::path::Path;
+
+use tfos_tests::{Done, Submit};
+
+/// `tfos verify-ledger`: every row of every finished epoch exactly once; gives the rows applied in all.
+fn verified_rows(model_dir: &Path) -> u64 {
+    let done = Submit::tfos("verify-ledger --output json").flags(&model_dir.display().to_string()).run().ok();
+    assert_eq!(done.json["ok"], true, "{}", done.json);
+    for epoch in done.json["audit"]["epochs"].as_array().expect("epochs") {
+        assert_eq!(epoch["twice"].as_array().map(Vec::len), Some(0), "{epoch}");
+        assert_eq!(epoch["missing"].as_array().map(Vec::len), Some(0), "{epoch}");
+    }
+    done.number("rows_total") as u64
+}
+
+/// The line that `probe_app mode=linear` has learned is y = 2 x + 1.
+fn assert_learned(done: &Done) {
+    let (w, b) = (done.number("metrics.w"), done.number("metrics.b"));
+    assert!((w - 2.0).abs() < 0.01 && (b - 1.0).abs() < 0.01, "learned y = {w} x + {b}");
+}

@@ -1,0 +1,15 @@
+//! The harness of the tests with real processes: builds the binaries, submits jobs, kills what has to be killed,
+//! waits for conditions and never for time, and shows every node's log when a test fails.
+
+pub mod bin;
+pub mod data;
+pub mod gate;
+pub mod lab;
+pub mod logs;
+pub mod procs;
+pub mod submit;
+pub mod wait;
+
+pub use gate::Gate;
+pub use lab::Lab;
+pub use submit::{Done, Running, Submit};
