@@ -1,0 +1,159 @@
+//! `cargo xtask TASK`: the words that developers and CI share. Standard library only, so that it builds in a second.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+cargo xtask check                        format, tidy, control plane without libtorch, clippy, documentation
+cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
+cargo xtask fmt                          format everything
+cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead
+cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
+
+const BENCHES: [&str; 4] = ["submit", "feed", "tfrecord", "overhead"];
+
+/// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
+const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["check"] => run(root().join(".ci/run"), CHECKS),
+        ["test", rest @ ..] => run(root().join("deploy/test"), rest),
+        ["fmt"] => run("cargo", ["fmt", "--all"]),
+        ["bench", "peers", rest @ ..] => peers(rest),
+        ["bench", name, rest @ ..] if BENCHES.contains(name) => bench(name, rest),
+        ["bench", ..] => usage(&format!("bench needs a name: {} or peers", BENCHES.join(", "))),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        [task, ..] => usage(&format!("unknown or wrongly used task `{task}`")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { message, code }) => {
+            eprintln!("xtask: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+type Done = Result<(), Failure>;
+
+fn usage(message: &str) -> Done {
+    Err(Failure { message: format!("{message}\n\n{USAGE}"), code: 2 })
+}
+
+/// The repository: two folders above this crate.
+fn root() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.ancestors().nth(2).unwrap_or(crate_dir).to_owned()
+}
+
+/// Runs a program in the repository's root and passes its failure on.
+fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = A>) -> Done {
+    let name = Path::new(program.as_ref()).display().to_string();
+    let mut command = Command::new(program.as_ref());
+    command.args(arguments).current_dir(root());
+    // cargo exports what it knows to the programs that it runs. Given back to cargo it looks like a change to the build
+    // scripts of ring and of libtorch's bindings, and all that stands on them would be built anew, each time.
+    for (name, value) in env::vars_os() {
+        let own = name.to_str().is_some_and(|n| {
+            ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+                .iter()
+                .any(|prefix| n.starts_with(prefix))
+        });
+        if own || (name == "LIBTORCH" && value == *root().join(".tools/libtorch/torch")) {
+            command.env_remove(name);
+        }
+    }
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        // A signal has no code; 1 is what the shell's users expect of a failed task.
+        Ok(status) => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+            Err(Failure { message: format!("{name}: {status}"), code })
+        }
+        Err(e) => Err(Failure { message: format!("{name} does not start: {e}"), code: 1 }),
+    }
+}
+
+fn bench(name: &str, rest: &[&str]) -> Done {
+    if name == "tfrecord" {
+        return bench_tfrecord(rest);
+    }
+    run(root().join("deploy/setup"), [""; 0])?;
+    let mut arguments = vec!["run", "--quiet", "--package", "tfos-examples", "--bin", "tfos-bench", "--", name];
+    arguments.extend(rest);
+    run("cargo", arguments)
+}
+
+/// Ours and TensorFlow's reader over the same files, one after the other.
+fn bench_tfrecord(rest: &[&str]) -> Done {
+    run(root().join("deploy/setup"), ["--tensorflow"])?;
+    run("cargo", ["build", "--quiet", "--workspace", "--bins", "--examples"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let folder = env::temp_dir().join(format!("tfos-bench-tfrecord-{}", std::process::id()));
+    let keep = folder.display().to_string();
+    let mut arguments = vec!["--keep", keep.as_str()];
+    arguments.extend(rest);
+    let ours = run(target.join("debug/examples/tfrecord_bench"), arguments);
+    let script = root().join("deploy/bench/tf_parse.py");
+    let theirs =
+        ours.and_then(|()| run(root().join(".tools/tensorflow/bin/python"), [script.as_os_str(), folder.as_os_str()]));
+    let removed = std::fs::remove_dir_all(&folder);
+    theirs?;
+    removed.map_err(|e| Failure { message: format!("{keep} cannot be removed: {e}"), code: 1 })
+}
+
+/// A peer's script with the Python of `.tools/tensorflow`, or of another environment in `PEERS_PYTHON`: each script
+/// says at its top which packages it needs, and `setup.sh` beside them makes environments with those.
+fn peers(rest: &[&str]) -> Done {
+    let folder = root().join("../shared/bench/peers");
+    let Ok(entries) = folder.read_dir() else {
+        return Err(Failure { message: format!("there are no peers' scripts at {}", folder.display()), code: 1 });
+    };
+    let Some((script, arguments)) = rest.split_first() else {
+        let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        println!("{}", names.join("\n"));
+        return Ok(());
+    };
+    let python = match env::var_os("PEERS_PYTHON") {
+        Some(python) => PathBuf::from(python),
+        None => {
+            run(root().join("deploy/setup"), ["--tensorflow"])?;
+            root().join(".tools/tensorflow/bin/python")
+        }
+    };
+    let script = folder.join(script);
+    run(python, [script.as_os_str()].into_iter().chain(arguments.iter().map(|a| OsStr::new(*a))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_holds_the_workspace_and_the_scripts_that_tasks_call() {
+        for path in ["Cargo.toml", "deploy/setup", "deploy/test", ".ci/run"] {
+            assert!(root().join(path).is_file(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_task_is_a_usage_error_and_a_failed_one_keeps_its_code() {
+        assert_eq!(usage("x").unwrap_err().code, 2);
+        assert_eq!(run("sh", ["-c", "exit 3"]).unwrap_err().code, 3);
+        assert!(run("/nonexistent/program", [""; 0]).unwrap_err().message.contains("does not start"));
+    }
+}
