@@ -367,12 +367,7 @@ impl Loop {
             }
         }
         // An executor that somebody else started goes home by itself once it has read that it may.
-        let gone = async {
-            while !self.streams.is_empty() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(STOP_GRACE, gone).await;
+        let _ = tokio::time::timeout(STOP_GRACE, self.streams.all_gone()).await;
         self.streams.close();
     }
 }

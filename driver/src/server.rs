@@ -16,6 +16,7 @@ use tfos_core::proto::{
     FromDriver, FromExecutor, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Register, from_driver, from_executor,
 };
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
@@ -27,11 +28,21 @@ type Outgoing = UnboundedSender<Result<FromDriver, Status>>;
 
 /// The open streams, by number.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<BTreeMap<Connection, Outgoing>>>);
+pub(crate) struct Streams {
+    open: Arc<Mutex<BTreeMap<Connection, Outgoing>>>,
+    removed: Arc<Notify>,
+}
 
 impl Streams {
     fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Connection, Outgoing>) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Forgets a stream, and gives back what sends to it.
+    fn remove(&self, connection: Connection) -> Option<Outgoing> {
+        let stream = self.with(|streams| streams.remove(&connection));
+        self.removed.notify_waiters();
+        stream
     }
 
     /// Sends; a stream that is gone reports itself by its own event.
@@ -43,17 +54,25 @@ impl Streams {
     /// Ends a stream with the reason why its executor is not taken.
     pub(crate) fn refuse(&self, connection: Connection, refusal: &Refusal) {
         let status = Status::already_exists(refusal.to_string());
-        self.with(|streams| streams.remove(&connection).map(|s| s.send(Err(status)).is_ok()));
+        self.remove(connection).map(|s| s.send(Err(status)).is_ok());
     }
 
-    /// True when nobody is connected.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.with(|streams| streams.is_empty())
+    /// Returns when nobody is connected any more.
+    pub(crate) async fn all_gone(&self) {
+        loop {
+            // Listens before it looks, so that no removal falls in between.
+            let removed = self.removed.notified();
+            if self.with(|streams| streams.is_empty()) {
+                return;
+            }
+            removed.await;
+        }
     }
 
     /// Ends every stream.
     pub(crate) fn close(&self) {
         self.with(BTreeMap::clear);
+        self.removed.notify_waiters();
     }
 }
 
@@ -187,7 +206,7 @@ impl Control for Server {
                     Err(status) => break format!("its control stream broke: {}", status.message()),
                 }
             };
-            streams.with(|streams| streams.remove(&connection));
+            streams.remove(connection);
             let _ = events.send(Event::StreamClosed { connection, reason });
         });
         Ok(Response::new(Box::pin(Outbound { receiver })))

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use tfos_data::arrow::array::{ArrayRef, Float32Array, Int64Array};
 use tfos_executor::ps::{Optimizer, Schedule};
@@ -47,16 +49,14 @@ impl Classifier {
     /// By how many pixels to move the batch: from its first row's address, so that a run can be repeated.
     fn offsets(&self, batch: &Batch) -> [i64; 2] {
         let Some(first) = batch.ranges().first() else { return [0, 0] };
-        let mut hash = self.args.seed.unwrap_or_default() ^ first.start;
-        for part in [u64::from(first.epoch), u64::from(first.partition)] {
-            // One round of splitmix64, <https://prng.di.unimi.it/splitmix64.c>.
-            hash = hash.wrapping_add(part).wrapping_add(0x9e37_79b9_7f4a_7c15);
-            hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            hash ^= hash >> 31;
+        let address = [self.args.seed.unwrap_or_default(), first.epoch.into(), first.partition.into(), first.start];
+        let mut seed = [0; 32];
+        for (bytes, part) in seed.chunks_exact_mut(8).zip(address) {
+            bytes.copy_from_slice(&part.to_le_bytes());
         }
-        let span = u64::from(self.args.shift) * 2 + 1;
-        [hash % span, (hash >> 32) % span].map(|n| n as i64 - i64::from(self.args.shift))
+        let mut random = ChaCha8Rng::from_seed(seed);
+        let most = i64::from(self.args.shift);
+        [random.random_range(-most..=most), random.random_range(-most..=most)]
     }
 
     fn labels(&self, batch: &Batch) -> Result<Tensor, Error> {
