@@ -83,7 +83,7 @@ pub fn line(folder: &Path, rows: u64, files: u64) -> PathBuf {
     table(folder, "line", "x,y", files, (0..rows).map(row))
 }
 
-/// As [`line`], with noise that no model explains.
+/// As [`line()`], with noise that no model explains.
 pub fn noisy_line(folder: &Path, rows: u64, files: u64) -> PathBuf {
     let row = |i: u64| {
         let (x, noise) = ((i * 37 % 100) as f64 / 100.0, (i * 7919 % 1000) as f64 / 1000.0);

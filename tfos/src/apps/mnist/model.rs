@@ -105,7 +105,10 @@ impl Model for Classifier {
     fn loss(&self, batch: &Batch) -> Result<Tensor, Error> {
         let labels = self.labels(batch)?;
         let logits = self.forward(batch, true)?;
-        Ok(logits.f_cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0)?)
+        let sum = logits.f_cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Sum, -100, 0.0)?;
+        // Over the size of a full batch: at the end of an epoch a batch may be a single row, and with the mean over it that
+        // row, if it is misclassified, was seen to undo a percent of what was learned.
+        Ok(sum.f_div_scalar(self.args.batch_size as f64)?)
     }
 
     fn metrics(&self, batch: &Batch) -> Result<Vec<(&'static str, f64)>, Error> {
