@@ -12,9 +12,11 @@ mod interrupt;
 mod linear;
 mod mnist;
 mod netns;
+mod order;
 mod ported;
 mod reservation;
 mod resume;
+mod staging;
 
 use std::path::Path;
 

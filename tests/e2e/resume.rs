@@ -167,7 +167,8 @@ fn changed_data_are_not_resumed_on() {
     let folder = line(lab.folder(), ROWS, 4);
     let files = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path());
     std::fs::remove_file(files.max().unwrap()).unwrap();
-    let done = plain(&lab, 2, "--cluster-size 1").run().fails(1, &["data or its query has changed", "--model-dir"]);
+    let done =
+        plain(&lab, 2, "--cluster-size 1").run().fails(1, &["its query or its shuffling has changed", "--model-dir"]);
     done.error();
 }
 

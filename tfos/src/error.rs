@@ -40,7 +40,15 @@ pub enum Error {
     /// The application's own words.
     #[error("{0}")]
     Application(String),
-    /// A program could not be run.
+    /// What a query was staged into cannot be used.
+    #[error("{what}; {again}")]
+    Staging {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        again: String,
+    },
+    /// Inference did not give one result per row.
     #[error("results of inference are incomplete: {0}")]
     Results(String),
 }
@@ -75,7 +83,12 @@ impl Error {
                 _ => 1,
             },
             Self::Interrupted => 130,
-            Self::Data(_) | Self::Executor(_) | Self::System { .. } | Self::Application(_) | Self::Results(_) => 1,
+            Self::Data(_)
+            | Self::Executor(_)
+            | Self::System { .. }
+            | Self::Application(_)
+            | Self::Results(_)
+            | Self::Staging { .. } => 1,
         }
     }
 

@@ -52,6 +52,7 @@ impl State {
             Message::Terminate(m) => m.phase,
             Message::Metrics(m) => m.phase,
             Message::Results(m) => m.phase,
+            Message::Staged(m) => m.phase,
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) => return,
         };
         if of != phase.id() {
@@ -69,6 +70,7 @@ impl State {
             Message::Terminate(_) => phase.terminate(out),
             Message::Metrics(m) => phase.metrics(m),
             Message::Results(m) => phase.results(m.results),
+            Message::Staged(m) => phase.staged(m.files),
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) => Ok(()),
         };
         if let Err(cause) = problem {

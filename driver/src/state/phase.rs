@@ -54,13 +54,14 @@ pub(super) struct Phase {
     pub(super) last_checkpoint: (GlobalStep, Instant),
     metrics: BTreeMap<String, (u64, MetricMean)>,
     results: Vec<proto::Result>,
+    staged: Vec<proto::StagedFile>,
     /// Layout and optimizer, JSON, from the chief.
     pub(super) model: (String, String),
 }
 
 impl Phase {
     pub(super) fn new(now: Instant, id: u32, spec: PhaseSpec, shape: Shape) -> Self {
-        let table = LeaseTable::new(spec.epochs, spec.partition_rows.clone(), &spec.committed);
+        let table = LeaseTable::new(spec.epochs, spec.partition_rows.clone(), &spec.committed, spec.shuffle);
         let nodes = shape.nodes();
         let with = |wanted: &dyn Fn(Role) -> bool| -> Vec<ExecutorId> {
             let of = |(i, n): (usize, &tfos_core::cluster::NodeId)| wanted(n.role).then_some(ExecutorId(i as u32));
@@ -70,7 +71,7 @@ impl Phase {
         let trainers = with(&|role| role.trains());
         let participants = match spec.kind {
             PhaseKind::Train => with(&|_| true),
-            PhaseKind::Inference | PhaseKind::Evaluate => trainers.clone(),
+            PhaseKind::Inference | PhaseKind::Evaluate | PhaseKind::Stage => trainers.clone(),
         };
         Self {
             id,
@@ -94,6 +95,7 @@ impl Phase {
             last_checkpoint: (spec.restored_step, now),
             metrics: BTreeMap::new(),
             results: vec![],
+            staged: vec![],
             model: Default::default(),
             spec,
         }
@@ -303,6 +305,12 @@ impl Phase {
         Ok(())
     }
 
+    pub(super) fn staged(&mut self, files: Vec<proto::StagedFile>) -> Result<(), Cause> {
+        self.rows += files.iter().map(|f| f.rows).sum::<u64>();
+        self.staged.extend(files);
+        Ok(())
+    }
+
     /// Whatever became due: a checkpoint, its manifest, or the next step of the end.
     pub(super) fn advance(&mut self, now: Instant, options: &Options, out: &mut Vec<Action>) {
         self.commit_snapshot(now, out);
@@ -345,6 +353,7 @@ impl Phase {
             loss: self.loss,
             metrics: self.metrics.iter().map(|(name, (_, mean))| (name.clone(), *mean)).collect(),
             results: self.results.clone(),
+            staged: self.staged.clone(),
             dropped: self.dropped,
         })
     }

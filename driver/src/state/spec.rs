@@ -5,7 +5,7 @@ use std::fmt;
 
 use tfos_core::ids::GlobalStep;
 use tfos_core::proto;
-use tfos_core::rows::CommittedRows;
+use tfos_core::rows::{CommittedRows, Shuffle};
 
 /// What a phase is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum PhaseKind {
     Inference,
     /// Means of metrics over all rows.
     Evaluate,
+    /// Write the rows of a query into files.
+    Stage,
 }
 
 impl fmt::Display for PhaseKind {
@@ -24,6 +26,7 @@ impl fmt::Display for PhaseKind {
             Self::Train => "train",
             Self::Inference => "inference",
             Self::Evaluate => "evaluate",
+            Self::Stage => "stage",
         })
     }
 }
@@ -37,6 +40,8 @@ pub struct PhaseSpec {
     pub epochs: u32,
     /// Rows of each partition of the fed input, where known.
     pub partition_rows: Vec<Option<u64>>,
+    /// In which order its rows come.
+    pub shuffle: Option<Shuffle>,
     /// Identity of the fed input.
     pub input_fingerprint: String,
     /// Rows committed before, from the checkpoint.
@@ -95,6 +100,8 @@ pub struct PhaseOutcome {
     pub epochs: u32,
     /// Mean loss of late.
     pub loss: Option<f64>,
+    /// Files of a staged query.
+    pub staged: Vec<proto::StagedFile>,
     /// Means by name, of the newest step that they were reported for.
     pub metrics: BTreeMap<String, MetricMean>,
     /// Outputs of inference.

@@ -86,6 +86,7 @@ impl Job {
             kind: PhaseKind::Train,
             epochs: 1,
             partition_rows: vec![Some(rows)],
+            shuffle: None,
             input_fingerprint: "f".into(),
             committed: CommittedRows::default(),
             rows_before: 0,

@@ -1,6 +1,7 @@
 //! The feed of a node: rows that the driver leased, scanned here, queued by bytes, handed out in batches.
 
 mod batch;
+mod blocks;
 mod data_feed;
 mod prefetch;
 mod queue;
@@ -11,4 +12,4 @@ pub use data_feed::DataFeed;
 pub(crate) use data_feed::Hooks;
 pub(crate) use prefetch::{Leases, Order, prefetch};
 pub(crate) use queue::Queue;
-pub(crate) use scan::{direct_source, feed_source};
+pub(crate) use scan::{Scan, direct_source, feed_source};

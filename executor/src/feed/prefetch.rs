@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::batch::Piece;
 use super::queue::Queue;
-use super::scan::{Scan, Source, Step};
+use super::scan::{Scan, Step};
 use crate::Error;
 use crate::control::Outgoing;
 
@@ -28,9 +28,8 @@ pub(crate) struct Leases {
 }
 
 /// Runs until the queue is closed; the caller aborts it then.
-pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, source: Source) {
+pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, mut scan: Scan) {
     let Leases { phase, worker, outgoing, mut orders } = leases;
-    let mut scan = Scan::new(source);
     while !queue.is_closed() {
         let Some(want_rows) = queue.appetite() else {
             queue.wanted.notified().await;

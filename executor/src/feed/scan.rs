@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use tfos_core::proto::Input;
-use tfos_core::rows::RowRange;
+use tfos_core::rows::{RowRange, Shuffle};
 use tfos_data::SessionContext;
 use tfos_data::arrow::array::RecordBatch;
 use tfos_data::datafusion::physical_plan::ExecutionPlan;
 use tfos_data::tfrecord::TfRecordReader;
 
+use super::blocks::{Block, Blocks};
 use crate::Error;
 
 /// Rows of one record batch of a direct read.
@@ -20,7 +21,7 @@ const DIRECT_BATCH_ROWS: usize = 4096;
 /// Open cursors per node; the one longest unused is closed first.
 const MAX_CURSORS: usize = 4;
 
-type Rows = futures::stream::BoxStream<'static, Result<RecordBatch, tfos_data::Error>>;
+pub(super) type Rows = futures::stream::BoxStream<'static, Result<RecordBatch, tfos_data::Error>>;
 
 /// What a partition number means.
 #[derive(Clone)]
@@ -72,8 +73,45 @@ impl Source {
     }
 }
 
+/// Rows of a partition in the order of their addresses.
+enum Ordered {
+    Plan(Rows),
+    Shuffled(Blocks),
+}
+
+/// Consecutive rows of a cursor.
+enum Chunk {
+    Rows(RecordBatch),
+    Block(Block),
+}
+
+impl Ordered {
+    async fn next(&mut self) -> Result<Option<Chunk>, Error> {
+        Ok(match self {
+            Self::Plan(rows) => rows.next().await.transpose()?.map(Chunk::Rows),
+            Self::Shuffled(blocks) => blocks.next().await?.map(Chunk::Block),
+        })
+    }
+}
+
+impl Chunk {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.num_rows(),
+            Self::Block(block) => block.rows(),
+        }
+    }
+
+    fn read(self) -> Result<RecordBatch, Error> {
+        match self {
+            Self::Rows(rows) => Ok(rows),
+            Self::Block(block) => block.permute(),
+        }
+    }
+}
+
 struct Cursor {
-    rows: Rows,
+    rows: Ordered,
     /// Next row that `left` or `rows` will give.
     at: u64,
     left: Option<RecordBatch>,
@@ -83,6 +121,7 @@ struct Cursor {
 /// The open cursors of a node.
 pub(crate) struct Scan {
     source: Source,
+    shuffle: Option<Shuffle>,
     cursors: BTreeMap<(u32, u32), Cursor>,
     clock: u64,
 }
@@ -96,8 +135,8 @@ pub(crate) enum Step {
 }
 
 impl Scan {
-    pub(crate) fn new(source: Source) -> Self {
-        Self { source, cursors: BTreeMap::new(), clock: 0 }
+    pub(crate) fn new(source: Source, shuffle: Option<Shuffle>) -> Self {
+        Self { source, shuffle, cursors: BTreeMap::new(), clock: 0 }
     }
 
     /// The next rows of `range`, which the caller shortens by what it got.
@@ -114,15 +153,19 @@ impl Scan {
                 self.cursors.remove(&oldest);
             }
             let rows = self.source.open(range.partition).await?;
+            let rows = match self.shuffle {
+                Some(shuffle) => Ordered::Shuffled(Blocks::new(rows, shuffle, range.epoch, range.partition)),
+                None => Ordered::Plan(rows),
+            };
             self.cursors.insert(key, Cursor { rows, at: 0, left: None, used: 0 });
         }
         let Some(cursor) = self.cursors.get_mut(&key) else { return Ok(Step::End { rows: range.start }) };
         cursor.used = self.clock;
         loop {
-            let batch = match cursor.left.take() {
-                Some(batch) => batch,
-                None => match cursor.rows.next().await {
-                    Some(batch) => batch?,
+            let chunk = match cursor.left.take() {
+                Some(rows) => Chunk::Rows(rows),
+                None => match cursor.rows.next().await? {
+                    Some(chunk) => chunk,
                     None => {
                         let rows = cursor.at;
                         self.cursors.remove(&key);
@@ -130,19 +173,21 @@ impl Scan {
                     }
                 },
             };
-            let count = batch.num_rows() as u64;
+            let count = chunk.rows() as u64;
             // Rows of others: decoded and passed over.
             let skip = (range.start - cursor.at).min(count);
             let take = (range.end - cursor.at).min(count) - skip;
             let start = cursor.at + skip;
             cursor.at = start + take;
+            if take == 0 {
+                continue;
+            }
+            let rows = chunk.read()?;
             if skip + take < count {
-                cursor.left = Some(batch.slice((skip + take) as usize, (count - skip - take) as usize));
+                cursor.left = Some(rows.slice((skip + take) as usize, (count - skip - take) as usize));
             }
-            if take > 0 {
-                let rows = if take == count { batch } else { batch.slice(skip as usize, take as usize) };
-                return Ok(Step::Rows { start, rows });
-            }
+            let rows = if take == count { rows } else { rows.slice(skip as usize, take as usize) };
+            return Ok(Step::Rows { start, rows });
         }
     }
 }

@@ -18,10 +18,11 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::context::{NodeContext, PhaseKind};
 use super::results::ResultWriter;
+use super::stage;
 use crate::Error;
 use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing};
-use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, direct_source, feed_source, prefetch};
+use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, direct_source, feed_source, prefetch};
 use crate::run::NodeFunction;
 
 /// What a node is started with.
@@ -75,6 +76,11 @@ fn kind_of(start: &proto::StartPhase) -> PhaseKind {
 
 impl NodeHost {
     pub(crate) fn start(mut options: HostOptions) -> Result<Self, Error> {
+        if options.start.kind == "stage" {
+            let stage::Staging { requests, query } = stage::start(options)?;
+            let (orders, _) = unbounded_channel();
+            return Ok(Self { queue: None, orders, scan: query, checkpoints: Mutex::new(None), requests });
+        }
         let listener = options.listener.take();
         let HostOptions { node, start, outgoing, counters, function, .. } = &options;
         let (phase, kind) = (start.phase, kind_of(start));
@@ -101,6 +107,7 @@ impl NodeHost {
         if let Some(input) = start.inputs.first().filter(|_| node.role.trains()) {
             let source =
                 if input.plan.is_empty() { direct_source(input)? } else { feed_source(input, session.clone())? };
+            let source = Scan::new(source, input.row_shuffle());
             let shared = Arc::new(Queue::new(options.feed_memory as usize));
             let leases = Leases { phase, worker: options.trainer, outgoing: outgoing.clone(), orders: orders_rx };
             let (filling, failing) = (Arc::clone(&shared), Arc::clone(&shared));

@@ -4,6 +4,7 @@ mod context;
 mod host;
 mod ps;
 mod results;
+mod stage;
 
 pub use context::{Checkpoints, NodeContext, PhaseKind};
 pub(crate) use host::{HostOptions, NodeHost};

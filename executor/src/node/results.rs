@@ -8,9 +8,9 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tfos_core::proto;
 use tfos_core::rows::RowRange;
 use tfos_data::arrow::array::{ArrayRef, RecordBatch};
-use tfos_data::arrow::compute::cast;
-use tfos_data::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use tfos_data::arrow::datatypes::{Field, Schema, SchemaRef};
 use tfos_data::arrow::ipc::writer::FileWriter;
+use tfos_data::stage::{plain_rows, plain_schema};
 
 use crate::Error;
 
@@ -64,15 +64,9 @@ impl ResultWriter {
         input: &RecordBatch,
         columns: &[(String, ArrayRef)],
     ) -> Result<Vec<proto::Result>, Error> {
-        let mut fields: Vec<Arc<Field>> = input.schema().fields().iter().cloned().collect();
-        let mut arrays = input.columns().to_vec();
-        // Batches differ in their dictionaries, and the file's format has room for one: values are written.
-        for (field, array) in fields.iter_mut().zip(&mut arrays) {
-            if let DataType::Dictionary(_, values) = field.data_type() {
-                *array = cast(array, values).map_err(|e| self.failed(e))?;
-                *field = Arc::new(field.as_ref().clone().with_data_type(array.data_type().clone()));
-            }
-        }
+        let plain = plain_schema(&input.schema());
+        let mut arrays = plain_rows(input, &plain).map_err(|e| self.failed(e))?.columns().to_vec();
+        let mut fields: Vec<Arc<Field>> = plain.fields().iter().cloned().collect();
         for (name, array) in columns {
             // A prediction takes the place of an input column of the same name.
             let field = Arc::new(Field::new(name, array.data_type().clone(), true));

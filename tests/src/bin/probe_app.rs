@@ -18,7 +18,7 @@ use tfos::data::session::Format;
 use tfos::prelude::*;
 
 /// What it can be asked to do, and on what.
-const MODES: [(&str, &str); 17] = [
+const MODES: [(&str, &str); 18] = [
     ("basic", "adds two numbers with libtorch and leaves the feed alone"),
     ("role", "checks node, number of workers and arguments"),
     ("sum", "evaluates: sums column x and reports sum and rows"),
@@ -34,6 +34,10 @@ const MODES: [(&str, &str); 17] = [
     ("no-train-with", "reads the feed to its end without ever naming a model"),
     ("listener", "checks that the reserved port is held and handed over once"),
     ("linear", "trains y = 2 x + 1, then reports w and b; stands still at gate=FILE before step gate-at=N"),
+    (
+        "ordered",
+        "trains on rows shuffled in blocks of block=N by seed=N, and prints the address and x of each; gates as linear",
+    ),
     ("idle", "the driver does nothing with its cluster"),
     ("draw", "the driver writes rows=N drawn digits to=FILE"),
 ];
@@ -108,7 +112,13 @@ impl Application for Probe {
             "draw" => return draw(cluster, &args),
             _ => {}
         }
-        let rows = cluster.read(args.text("data"), Format::Parquet, None)?;
+        let rows = match args.text("sql") {
+            "" => cluster.read(args.text("data"), Format::Parquet, None)?,
+            query => {
+                cluster.register("data", args.text("data"), Format::Parquet, None)?;
+                cluster.sql(query)?
+            }
+        };
         let epochs = args.number("epochs", 1) as u32;
         match args.mode() {
             "sum" => drop(cluster.evaluate(rows)?),
@@ -138,6 +148,7 @@ impl Application for Probe {
                 cluster.evaluate(rows)?;
             }
             _ => {
+                cluster.shuffle(args.number("block", 0) as u32, args.number("seed", 0));
                 cluster.train(rows, epochs)?;
             }
         }
@@ -158,12 +169,14 @@ impl Application for Probe {
             "square" | "wrong-count" | "no-results" => infer(context, args.mode()),
             "listener" => listener(context),
             "linear" => linear(context, &args),
+            "ordered" => ordered(context, &args),
             _ => consume(context, &args),
         }
     }
 
     fn register(&self, session: &SessionContext) -> Result<(), NodeError> {
         session.register_udf(touchy());
+        session.register_udf(gated());
         // Runs in every executor before its node starts, so also where the node cannot start; and on the driver.
         if std::env::args().nth(1).is_some_and(|a| a == "executor") {
             println!("probe: CUDA_VISIBLE_DEVICES=[{}]", std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default());
@@ -184,6 +197,24 @@ fn touchy() -> ScalarUDF {
         Ok(arguments.first().cloned().unwrap_or_else(|| ColumnarValue::from(ScalarValue::Int64(None))))
     };
     create_udf("touchy", types, DataType::Int64, Volatility::Immutable, Arc::new(body))
+}
+
+/// `gated(x, at, gate)` is x, and stands still at the gate where x = at; see the harness's `gate.rs`.
+fn gated() -> ScalarUDF {
+    let types = vec![DataType::Int64, DataType::Int64, DataType::Utf8];
+    let body = |arguments: &[ColumnarValue]| {
+        let columns = ColumnarValue::values_to_arrays(arguments)?;
+        if let [x, at, gate] = columns.as_slice() {
+            let pairs = x.as_primitive::<Int64Type>().values().iter().zip(at.as_primitive::<Int64Type>().values());
+            for (row, _) in pairs.enumerate().filter(|(_, (x, at))| x == at) {
+                let gate = gate.as_string::<i32>().value(row);
+                std::fs::write(format!("{gate}.reached-0"), b"")?;
+                drop(std::fs::File::open(gate)?);
+            }
+        }
+        Ok(arguments.first().cloned().unwrap_or_else(|| ColumnarValue::from(ScalarValue::Int64(None))))
+    };
+    create_udf("gated", types, DataType::Int64, Volatility::Immutable, Arc::new(body))
 }
 
 fn draw(cluster: &Cluster, args: &Arguments) -> Result<()> {
@@ -307,6 +338,26 @@ fn linear(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError> 
     if context.kind() == PhaseKind::Evaluate {
         let bias = line.bs.as_ref().map_or(f64::NAN, |b| b.double_value(&[0]));
         context.report_metrics(&[("w", line.ws.double_value(&[0, 0])), ("b", bias)], 1);
+    }
+    Ok(())
+}
+
+fn ordered(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError> {
+    let line = nn::linear(context.variables() / "line", 1, 1, Default::default());
+    context.train_with(Optimizer::sgd(1e-3))?;
+    let mut feed = context.data_feed()?;
+    let mut batches = 0;
+    while let Some(batch) = feed.next_batch(10)? {
+        batches += 1;
+        args.pass_gate(context, batches)?;
+        let x = batch.tensor("x")?;
+        let values: Vec<i64> = Vec::try_from(&x)?;
+        let addresses = batch.ranges().iter().flat_map(|r| (r.start..r.end).map(|row| (r.epoch, r.partition, row)));
+        for ((epoch, partition, row), x) in addresses.zip(values) {
+            println!("row {epoch} {partition} {row} is {x}");
+        }
+        let x = x.to_kind(Kind::Float).unsqueeze(1) / 10_000.0;
+        context.step(&line.forward(&x).square().mean(Kind::Float))?;
     }
     Ok(())
 }

@@ -2,7 +2,25 @@
 //! They stop at `server.rs` and `client.rs` of driver and executor, which turn them into Rust types.
 #![expect(clippy::allow_attributes, reason = "generated code")]
 
+use std::num::NonZeroU32;
+
+use crate::rows;
+
 tonic::include_proto!("tfos.control");
+
+impl From<rows::Shuffle> for Shuffle {
+    fn from(shuffle: rows::Shuffle) -> Self {
+        Self { seed: shuffle.seed, block_rows: shuffle.block_rows.get() }
+    }
+}
+
+impl Input {
+    /// How its rows are shuffled, if they are.
+    pub fn row_shuffle(&self) -> Option<rows::Shuffle> {
+        let wire = self.shuffle.as_ref()?;
+        NonZeroU32::new(wire.block_rows).map(|block_rows| rows::Shuffle { seed: wire.seed, block_rows })
+    }
+}
 
 /// One control message may carry a plan over many thousand files.
 pub const MAX_MESSAGE_BYTES: usize = 256 << 20;

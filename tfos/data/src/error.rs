@@ -98,7 +98,7 @@ pub enum Error {
     },
     /// The operator needs rows of more than one partition.
     #[error(
-        "the plan contains `{operator}`: queries with an exchange (join, aggregate, window, sort, limit) are not supported in feeding yet; materialise the result first with COPY and feed the files"
+        "the plan contains `{operator}`: a query with an exchange (join, aggregate, window, sort, limit) has to be staged before it can be fed"
     )]
     Exchange { operator: String },
     /// The plan cannot travel or has no such partition.

@@ -8,6 +8,7 @@
 //! * [`tfrecord`]: TFRecord files of `tf.train.Example` as record batches, both ways, and as a DataFusion format.
 //! * [`session`]: the one DataFusion session that driver and executors agree on.
 //! * [`plan`]: physical plans as bytes, their partitions, and which of them can be fed.
+//! * [`stage`]: the rows of a query that cannot be fed as it is, written into files that can.
 //! * [`idx`] and [`convert`]: MNIST's files, and one format into another.
 
 pub mod convert;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod idx;
 pub mod plan;
 pub mod session;
+pub mod stage;
 pub mod store;
 pub mod tfrecord;
 

@@ -3,6 +3,7 @@
 //! PLN-1: a plan depends on the query and the files, never on the machine that makes it: the number of partitions is a
 //! constant, and no setting follows the number of cores.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
@@ -15,6 +16,8 @@ use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::execution::SessionState;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
@@ -102,6 +105,29 @@ impl std::str::FromStr for Format {
 
 /// A session with the settings that every plan of a job is made and run with.
 pub fn session() -> SessionContext {
+    SessionContext::new_with_config(config())
+}
+
+/// A session for a query that is run whole: sorts and aggregates that outgrow half of the memory that is free now go to
+/// the machine's folder for temporary files.
+pub fn staging_session() -> Result<SessionContext> {
+    let mut runtime = RuntimeEnvBuilder::new();
+    if let Some(free) = free_memory() {
+        let share = NonZeroUsize::new(5).unwrap_or(NonZeroUsize::MIN);
+        let pool = TrackConsumersPool::new(FairSpillPool::new(free / 2), share);
+        runtime = runtime.with_memory_pool(Arc::new(pool));
+    }
+    Ok(SessionContext::new_with_config_rt(config(), runtime.build_arc()?))
+}
+
+/// `MemAvailable` of <https://man7.org/linux/man-pages/man5/proc_meminfo.5.html>, in bytes.
+fn free_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
+fn config() -> SessionConfig {
     let mut config = SessionConfig::new()
         .with_target_partitions(TARGET_PARTITIONS)
         .with_batch_size(BATCH_ROWS)
@@ -116,7 +142,7 @@ pub fn session() -> SessionContext {
     options.execution.parquet.schema_force_view_types = false;
     options.execution.parquet.pushdown_filters = false;
     options.sql_parser.map_string_types_to_utf8view = false;
-    SessionContext::new_with_config(config)
+    config
 }
 
 /// The rows at `url` (a file, directory, glob, or several by commas); see [`register`] for `schema`.

@@ -1,6 +1,7 @@
 //! What is fed: a planned query, or a list of files.
 
 use tfos_core::proto;
+use tfos_core::rows::Shuffle;
 use tfos_data::datafusion::prelude::DataFrame;
 use tfos_data::session::Format;
 use tfos_data::{plan, store};
@@ -27,10 +28,33 @@ pub(crate) struct Planned {
     pub(crate) format: String,
     pub(crate) schema: String,
     pub(crate) partition_rows: Vec<Option<u64>>,
+    pub(crate) shuffle: Option<Shuffle>,
     pub(crate) fingerprint: String,
 }
 
 impl Planned {
+    /// Files, each a partition of so many rows where known.
+    pub(crate) fn of_files(files: Vec<String>, partition_rows: Vec<Option<u64>>) -> Self {
+        Self {
+            plan: vec![],
+            files,
+            format: String::new(),
+            schema: String::new(),
+            partition_rows,
+            shuffle: None,
+            fingerprint: String::new(),
+        }
+    }
+
+    /// Shuffles it; under the same address another order has another row, so the identity changes too.
+    pub(crate) fn shuffled(mut self, shuffle: Option<Shuffle>) -> Self {
+        if let Some(Shuffle { seed, block_rows }) = shuffle {
+            self.fingerprint.push_str(&format!("|shuffled in blocks of {block_rows} by seed {seed}"));
+        }
+        self.shuffle = shuffle;
+        self
+    }
+
     pub(crate) fn input(&self, name: &str) -> proto::Input {
         proto::Input {
             name: name.to_owned(),
@@ -38,14 +62,18 @@ impl Planned {
             files: self.files.clone(),
             format: self.format.clone(),
             schema: self.schema.clone(),
+            shuffle: self.shuffle.map(Into::into),
         }
     }
 }
 
 impl Cluster {
-    pub(super) fn plan(&self, data: DataFrame) -> Result<Planned> {
+    pub(super) fn plan(&mut self, data: DataFrame) -> Result<Planned> {
         let physical = self.block_on(data.create_physical_plan())?;
-        plan::validate_no_exchange(&physical)?;
+        match plan::validate_no_exchange(&physical) {
+            Err(tfos_data::Error::Exchange { .. }) => return self.stage(&physical),
+            other => other?,
+        }
         let partitions = plan::partitions(&physical);
         Ok(Planned {
             plan: plan::encode(&physical)?,
@@ -53,6 +81,7 @@ impl Cluster {
             format: String::new(),
             schema: String::new(),
             partition_rows: (0..partitions).map(|p| plan::partition_rows(&physical, p)).collect(),
+            shuffle: None,
             fingerprint: plan::fingerprint(&physical)?,
         })
     }
@@ -82,12 +111,7 @@ pub(super) async fn list(input: &DirectInput) -> Result<Planned> {
         }
         (None, None) => String::new(),
     };
-    Ok(Planned {
-        plan: vec![],
-        partition_rows: vec![None; files.len()],
-        files,
-        format: input.format.to_string(),
-        schema,
-        fingerprint: identity,
-    })
+    let partition_rows = vec![None; files.len()];
+    let planned = Planned::of_files(files, partition_rows);
+    Ok(Planned { format: input.format.to_string(), schema, fingerprint: identity, ..planned })
 }

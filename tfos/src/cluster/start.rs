@@ -118,6 +118,7 @@ impl Cluster {
             trained: false,
             arguments: "{}".into(),
             named: vec![],
+            shuffle: None,
             report: Report::default(),
             progress,
             begun,

@@ -18,11 +18,13 @@ pub(crate) const WARM_UP: usize = 100;
 
 fn path(arguments: &[String]) -> Result<(String, u32)> {
     let epochs = arguments.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
-    arguments.first().cloned().map(|p| (p, epochs)).ok_or_else(|| Error::Usage("DATA EPOCHS".into()))
+    arguments.first().cloned().map(|p| (p, epochs)).ok_or_else(|| Error::Usage("DATA EPOCHS [BLOCK]".into()))
 }
 
 fn train(cluster: &mut Cluster, arguments: &[String]) -> Result<()> {
     let (data, epochs) = path(arguments)?;
+    let block = arguments.get(2).and_then(|n| n.parse().ok()).unwrap_or(0);
+    cluster.shuffle(block, 0);
     let names = std::fs::read_dir(&data).into_iter().flatten().filter_map(|e| e.ok()?.file_name().into_string().ok());
     let format = names.chain([data.clone()]).find_map(|name| Format::from_path(&name)).unwrap_or(Format::Parquet);
     let rows = cluster.read(&data, format, None)?;

@@ -17,6 +17,12 @@ const EPOCHS: &str = "10";
 const PIXELS: usize = 784;
 /// Files of each table.
 const PARTS: usize = 8;
+/// What it is called, its flags, rows of a block within which rows are shuffled.
+const SHAPES: [(&str, &str, &str); 3] = [
+    ("one worker", "--cluster-size 1 --num-ps 0", "0"),
+    ("one worker, shuffled in blocks of 8192", "--cluster-size 1 --num-ps 0", "8192"),
+    ("per worker of 2", "--cluster-size 3 --num-ps 1", "0"),
+];
 /// Bytes of a row: the image and its label.
 const ROW_BYTES: f64 = 792.0;
 
@@ -110,18 +116,19 @@ fn measure(folder: &Path) -> Result<Report, String> {
     for (number_of, (name, arrow, rows)) in tables()?.into_iter().enumerate() {
         let data = write_parts(folder, &format!("table-{number_of}"), &rows, arrow)?;
         drop(rows);
-        for (workers, flags) in
-            [(1, ["--cluster-size", "1", "--num-ps", "0"]), (2, ["--cluster-size", "3", "--num-ps", "1"])]
-        {
-            let mut rates = vec![];
-            for run in 0..RUNS {
-                let dir = folder.join(format!("model-{number_of}-{workers}-{run}")).display().to_string();
-                let flags = [&flags[..], &["--model-dir", &dir]].concat();
-                let value = cluster(&flags, "feed", &[&data, EPOCHS])?;
+        // In turn, so that what else the machine does falls on all of them.
+        let mut rates = vec![vec![]; SHAPES.len()];
+        for run in 0..RUNS {
+            for (number_of_shape, ((_, flags, block), rates)) in SHAPES.iter().zip(&mut rates).enumerate() {
+                let dir = folder.join(format!("model-{number_of}-{number_of_shape}-{run}")).display().to_string();
+                let flags: Vec<&str> = flags.split(' ').chain(["--model-dir", &dir]).collect();
+                let value = cluster(&flags, "feed", &[&data, EPOCHS, block])?;
                 rates.push(number(&value, "metrics.rows_per_sec"));
             }
-            let share = spread(&rates).1 * ROW_BYTES / 1e9 / spread(&copy).1 * 100.0;
-            report.runs(&format!("{name}, per worker of {workers}"), "rows/s", &rates);
+        }
+        for ((shape, ..), rates) in SHAPES.iter().zip(&rates) {
+            let share = spread(rates).1 * ROW_BYTES / 1e9 / spread(&copy).1 * 100.0;
+            report.runs(&format!("{name}, {shape}"), "rows/s", rates);
             report.note(format!("  that is {share:.1} % of the memory copy"));
         }
     }

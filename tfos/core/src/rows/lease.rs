@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{CommittedRows, RangeSet, RowRange};
+use super::{CommittedRows, RangeSet, RowRange, Shuffle};
 
 /// Epochs that may be in progress at once: the tail of one and the head of the next, so that no worker
 /// stands still at the seam.
@@ -53,6 +53,8 @@ struct Partition {
 struct Epoch {
     number: u32,
     partitions: Vec<Partition>,
+    /// In which order they are begun.
+    order: Vec<u32>,
 }
 
 /// The leases of one feed.
@@ -63,16 +65,17 @@ pub struct LeaseTable {
     open: VecDeque<Epoch>,
     /// Epoch to open next.
     next_epoch: u32,
-    /// Partition that each worker's scan stands in, so that it goes on where its cursor is.
-    at: BTreeMap<u32, u32>,
+    /// Epoch and partition that each worker's scan stands in, so that it goes on where its cursor is.
+    at: BTreeMap<u32, (u32, u32)>,
+    shuffle: Option<Shuffle>,
 }
 
 impl LeaseTable {
     /// A feed of `epochs` passes over a plan whose partitions have `rows` rows where known, from which
-    /// `committed` was done before.
-    pub fn new(epochs: u32, rows: Vec<Option<u64>>, committed: &CommittedRows) -> Self {
-        let mut table =
-            Self { epochs, rows, open: VecDeque::new(), next_epoch: committed.complete_epochs, at: BTreeMap::new() };
+    /// `committed` was done before. Partitions are begun in their order, or in that of `shuffle`.
+    pub fn new(epochs: u32, rows: Vec<Option<u64>>, committed: &CommittedRows, shuffle: Option<Shuffle>) -> Self {
+        let next_epoch = committed.complete_epochs;
+        let mut table = Self { epochs, rows, open: VecDeque::new(), next_epoch, at: BTreeMap::new(), shuffle };
         for (known, restored) in table.rows.iter_mut().zip(&committed.partition_rows) {
             *known = known.or(*restored);
         }
@@ -93,7 +96,12 @@ impl LeaseTable {
     }
 
     fn open_epoch(&mut self) {
-        self.open.push_back(Epoch { number: self.next_epoch, partitions: vec![Partition::default(); self.rows.len()] });
+        let (number, count) = (self.next_epoch, self.rows.len());
+        let order = match self.shuffle {
+            Some(shuffle) => shuffle.partitions(number, count as u32),
+            None => (0..count as u32).collect(),
+        };
+        self.open.push_back(Epoch { number, partitions: vec![Partition::default(); count], order });
         self.next_epoch += 1;
     }
 
@@ -129,10 +137,10 @@ impl LeaseTable {
         // Returned rows first, so that no hole stays behind; then where this worker's cursor stands; then a
         // partition nobody has touched; then any.
         let candidates = || {
-            let here = self.at.get(&worker).map(|p| *p as usize);
-            let all = 0..epoch.partitions.len();
+            let here = self.at.get(&worker).filter(|at| at.0 == epoch.number).map(|at| at.1 as usize);
             let with = |want: &dyn Fn(usize, &Partition) -> bool| {
-                all.clone().find(|p| epoch.partitions.get(*p).is_some_and(|part| want(*p, part)))
+                let mut all = epoch.order.iter().map(|p| *p as usize);
+                all.find(|p| epoch.partitions.get(*p).is_some_and(|part| want(*p, part)))
             };
             with(&|_, part| !part.returned.is_empty())
                 .or_else(|| here.filter(|p| epoch.partitions.get(*p).is_some_and(|part| open_end(*p, part))))
@@ -151,7 +159,7 @@ impl LeaseTable {
             }
         };
         part.leased.insert(start, (stop, worker));
-        self.at.insert(worker, number as u32);
+        self.at.insert(worker, (epoch.number, number as u32));
         Some(RowRange { epoch: epoch.number, partition: number as u32, start, end: stop })
     }
 

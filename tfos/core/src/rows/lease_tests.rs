@@ -1,9 +1,11 @@
 //! Tests of the lease table: by hand, and against random schedules with deaths, drops and resumes.
 
+use std::num::NonZeroU32;
+
 use super::*;
 
 fn fresh(epochs: u32, rows: Vec<Option<u64>>) -> LeaseTable {
-    LeaseTable::new(epochs, rows, &CommittedRows::default())
+    LeaseTable::new(epochs, rows, &CommittedRows::default(), None)
 }
 
 fn rows_of(grant: Grant) -> RowRange {
@@ -22,6 +24,20 @@ fn workers_get_partitions_of_their_own_first_and_share_when_none_is_left() {
     assert_eq!(rows_of(t.grant(0, 100, 2)), RowRange { epoch: 0, partition: 0, start: 100, end: 200 });
     t.partition_end(1, 100);
     assert_eq!(rows_of(t.grant(1, 50, 2)), RowRange { epoch: 0, partition: 0, start: 200, end: 250 });
+}
+
+#[test] // SHF-1
+fn partitions_are_begun_in_the_order_of_the_seed_whoever_asks() {
+    let shuffle = Shuffle { seed: 5, block_rows: NonZeroU32::MIN };
+    for workers in [1u32, 3] {
+        let mut t = LeaseTable::new(2, vec![Some(10); 20], &CommittedRows::default(), Some(shuffle));
+        for epoch in 0..2 {
+            let begun: Vec<RowRange> = (0..20).map(|i| rows_of(t.grant(i % workers, 10, 1))).collect();
+            let numbers: Vec<u32> = begun.iter().map(|r| r.partition).collect();
+            assert_eq!(numbers, shuffle.partitions(epoch, 20));
+            assert!(begun.iter().all(|r| r.epoch == epoch));
+        }
+    }
 }
 
 #[test] // FED-4
@@ -98,7 +114,8 @@ fn any_schedule_of_commits_deaths_drops_and_resumes_commits_each_row_once() {
         let epochs = 1 + rng.below(3) as u32;
         let known = rng.below(2) == 0;
         let hints = || lengths.iter().map(|l| known.then_some(*l)).collect::<Vec<_>>();
-        let mut table = LeaseTable::new(epochs, hints(), &CommittedRows::default());
+        let shuffle = (seed % 2 == 0).then_some(Shuffle { seed, block_rows: NonZeroU32::MIN });
+        let mut table = LeaseTable::new(epochs, hints(), &CommittedRows::default(), shuffle);
         let mut held: Vec<(u32, RowRange)> = vec![];
         let mut seen = Seen::new();
         let mut saved: Option<(CommittedRows, Seen)> = None;
@@ -147,7 +164,7 @@ fn any_schedule_of_commits_deaths_drops_and_resumes_commits_each_row_once() {
                 11 if rng.below(40) == 0 => {
                     // The driver is killed and starts again from its last checkpoint.
                     let (rows, then) = saved.clone().unwrap_or_default();
-                    table = LeaseTable::new(epochs, hints(), &rows);
+                    table = LeaseTable::new(epochs, hints(), &rows, shuffle);
                     seen = then;
                     held.clear();
                 }
@@ -164,7 +181,7 @@ fn any_schedule_of_commits_deaths_drops_and_resumes_commits_each_row_once() {
 
 #[test] // FED-3: whoever scans has not heard yet where the partition ends
 fn rows_beyond_the_end_return_into_nothing() {
-    let mut table = LeaseTable::new(1, vec![None], &CommittedRows::default());
+    let mut table = LeaseTable::new(1, vec![None], &CommittedRows::default(), None);
     let rows = |start, end| RowRange { epoch: 0, partition: 0, start, end };
     assert_eq!(table.grant(0, 64, 2), Grant::Rows(rows(0, 64)));
     assert_eq!(table.grant(1, 64, 2), Grant::Rows(rows(64, 128)));

@@ -2,6 +2,7 @@
 
 mod lease;
 mod ranges;
+mod shuffle;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lease::{CommitError, Grant, LeaseTable};
 pub use ranges::RangeSet;
+pub use shuffle::Shuffle;
 
 /// Rows `start..end` of one partition in one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,7 +20,7 @@ pub struct RowRange {
     pub epoch: u32,
     /// Partition of the plan, from 0.
     pub partition: u32,
-    /// First row, counted over the partition's output in plan order.
+    /// First row, counted over the partition's output in plan order, or in its [`Shuffle`]d order.
     pub start: u64,
     /// One past the last row.
     pub end: u64,

@@ -113,6 +113,9 @@ pub struct Args {
     /// Move each training batch by up to so many pixels, which makes more of few images; 0 leaves them alone.
     #[arg(long, value_name = "PIXELS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
     pub shift: u8,
+    /// Mix the training rows in blocks of so many, in another order in every epoch; 0 leaves them in theirs.
+    #[arg(long, value_name = "ROWS", default_value_t = 0)]
+    pub shuffle_block: u32,
     /// Rows to draw when there is no --data.
     #[arg(long, default_value_t = 10_000)]
     pub rows: usize,

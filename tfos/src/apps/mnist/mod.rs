@@ -76,6 +76,7 @@ impl Application for Mnist {
             check_columns(&rows, args.sql.as_deref().unwrap_or(&data))?;
             Ok(rows)
         };
+        cluster.shuffle(args.shuffle_block, seed);
         cluster.train_input(mode, rows, &direct, args.passes())?;
         let Some(eval) = eval else { return Ok(()) };
         if !cluster.job().shape.evaluator {
