@@ -20,18 +20,7 @@ pub(super) struct Adagrad {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Adam {
-    pub(super) step_size: f32,
-    pub(super) one_minus_beta1: f32,
-    pub(super) beta2: f32,
-    pub(super) one_minus_beta2: f32,
-    pub(super) inverse_root: f32,
-    pub(super) eps: f32,
-    pub(super) weight_decay: f32,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct AdamW {
-    /// 1 - learning_rate * weight_decay.
+    /// What stays of a parameter before its update: 1 - learning_rate * weight_decay for AdamW, 1 for Adam.
     pub(super) keep: f32,
     pub(super) step_size: f32,
     pub(super) one_minus_beta1: f32,
@@ -39,6 +28,8 @@ pub(super) struct AdamW {
     pub(super) one_minus_beta2: f32,
     pub(super) inverse_root: f32,
     pub(super) eps: f32,
+    /// Added to the gradient; 0 for AdamW.
+    pub(super) weight_decay: f32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -109,19 +100,6 @@ pub(super) fn adam(params: &mut [f32], grad: &[f32], mean: &mut [f32], square: &
     let (grad, mean, square) = (&grad[..n], &mut mean[..n], &mut square[..n]);
     for i in 0..n {
         let g = scale * grad[i] + rates.weight_decay * params[i];
-        let m = mean[i] + rates.one_minus_beta1 * (g - mean[i]);
-        let v = rates.beta2 * square[i] + rates.one_minus_beta2 * (g * g);
-        mean[i] = m;
-        square[i] = v;
-        params[i] -= rates.step_size * (m / (v.sqrt() * rates.inverse_root + rates.eps));
-    }
-}
-
-pub(super) fn adamw(params: &mut [f32], grad: &[f32], mean: &mut [f32], square: &mut [f32], scale: f32, rates: AdamW) {
-    let n = params.len();
-    let (grad, mean, square) = (&grad[..n], &mut mean[..n], &mut square[..n]);
-    for i in 0..n {
-        let g = scale * grad[i];
         let m = mean[i] + rates.one_minus_beta1 * (g - mean[i]);
         let v = rates.beta2 * square[i] + rates.one_minus_beta2 * (g * g);
         mean[i] = m;

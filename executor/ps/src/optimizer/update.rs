@@ -1,7 +1,7 @@
 //! One update: what is the same for all parameters is computed once, then applied to any range of them.
 
 use super::Optimizer;
-use super::kernels::{self, Adadelta, Adagrad, Adam, AdamW, Ftrl, Momentum, RmsProp};
+use super::kernels::{self, Adadelta, Adagrad, Adam, Ftrl, Momentum, RmsProp};
 use crate::error::Error;
 
 /// One update, ready to be applied to any range of the parameters, block by block.
@@ -20,7 +20,6 @@ enum Rule {
     },
     Adagrad(Adagrad),
     Adam(Adam),
-    AdamW(AdamW),
     RmsProp {
         rates: RmsProp,
         has_momentum: bool,
@@ -56,25 +55,13 @@ impl Optimizer {
                 eps: eps as f32,
                 weight_decay: weight_decay as f32,
             }),
-            Optimizer::Adam { learning_rate, beta1, beta2, eps, weight_decay } => Rule::Adam(Adam {
-                step_size: (learning_rate / (1.0 - beta1.powf(t))) as f32,
-                one_minus_beta1: (1.0 - beta1) as f32,
-                beta2: beta2 as f32,
-                one_minus_beta2: (1.0 - beta2) as f32,
-                // Multiplied, as a division per element would cost as much as the square root.
-                inverse_root: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
-                eps: eps as f32,
-                weight_decay: weight_decay as f32,
-            }),
-            Optimizer::AdamW { learning_rate, beta1, beta2, eps, weight_decay } => Rule::AdamW(AdamW {
-                keep: (1.0 - learning_rate * weight_decay) as f32,
-                step_size: (learning_rate / (1.0 - beta1.powf(t))) as f32,
-                one_minus_beta1: (1.0 - beta1) as f32,
-                beta2: beta2 as f32,
-                one_minus_beta2: (1.0 - beta2) as f32,
-                inverse_root: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
-                eps: eps as f32,
-            }),
+            Optimizer::Adam { learning_rate, beta1, beta2, eps, weight_decay } => {
+                Rule::Adam(Adam { weight_decay: weight_decay as f32, ..adam(learning_rate, [beta1, beta2], eps, t) })
+            }
+            Optimizer::AdamW { learning_rate, beta1, beta2, eps, weight_decay } => {
+                let keep = (1.0 - learning_rate * weight_decay) as f32;
+                Rule::Adam(Adam { keep, ..adam(learning_rate, [beta1, beta2], eps, t) })
+            }
             Optimizer::RmsProp { learning_rate, alpha, eps, weight_decay, momentum, centered } => Rule::RmsProp {
                 rates: RmsProp {
                     learning_rate: learning_rate as f32,
@@ -108,6 +95,21 @@ impl Optimizer {
     }
 }
 
+/// Update number `t` without weight decay.
+fn adam(learning_rate: f64, [beta1, beta2]: [f64; 2], eps: f64, t: f64) -> Adam {
+    Adam {
+        keep: 1.0,
+        step_size: (learning_rate / (1.0 - beta1.powf(t))) as f32,
+        one_minus_beta1: (1.0 - beta1) as f32,
+        beta2: beta2 as f32,
+        one_minus_beta2: (1.0 - beta2) as f32,
+        // Multiplied, as a division per element would cost as much as the square root.
+        inverse_root: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
+        eps: eps as f32,
+        weight_decay: 0.0,
+    }
+}
+
 impl Update {
     /// As [`Optimizer::apply`].
     pub fn apply(&self, scale: f32, params: &mut [f32], grad: &[f32], slots: &mut [&mut [f32]]) -> Result<(), Error> {
@@ -131,7 +133,6 @@ impl Update {
             }
             (Rule::Adagrad(rates), [sum]) => kernels::adagrad(params, grad, sum, scale, rates),
             (Rule::Adam(rates), [mean, square]) => kernels::adam(params, grad, mean, square, scale, rates),
-            (Rule::AdamW(rates), [mean, square]) => kernels::adamw(params, grad, mean, square, scale, rates),
             (Rule::RmsProp { rates, has_momentum: false, centered: false }, [square]) => {
                 kernels::rmsprop::<false, false>(params, grad, [square, &mut [], &mut []], scale, rates);
             }
