@@ -1,13 +1,16 @@
 """The optimizers, step by step, against the frameworks that they are named after.
 
-    python optimizers.py torch DIR          compares with torch.optim and torch.optim.lr_scheduler
-    python optimizers.py tensorflow DIR     compares FTRL with tf.raw_ops and tf.keras, and its schedules with Keras'
+    python optimizers.py torch DIR          compares with torch.optim, its lr_scheduler and clip_grad_norm_
+    python optimizers.py tensorflow DIR     compares FTRL with tf.raw_ops and tf.keras, its schedules with Keras', and LAMB
+                                            with its paper, and with TensorFlow Addons where that is installed
 
 DIR holds what `cargo run -p tfos-ps --example optimizer_steps -- DIR` wrote. Both sides compute in f32 from the same
 gradients. The error of a parameter x is |ours - x| / max(1, |x|), the largest over all parameters and steps counts.
 """
 
 import glob
+import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -58,11 +61,14 @@ def torch_steps(case):
 
     rule = dict(case["optimizer"])
     schedule = rule.pop("schedule", {"decay": {"name": "constant"}})
+    max_norm = rule.pop("clip_norm", None)
     parameter = torch.tensor(case["initial"], dtype=torch.float32, requires_grad=True)
     optimizer = torch_optimizer(torch, parameter, rule)
     scheduler = torch_schedule(torch, optimizer, schedule)
     for gradient in case["gradients"]:
         parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_([parameter], max_norm)
         optimizer.step()
         scheduler.step()
         yield parameter.detach().tolist()
@@ -130,10 +136,67 @@ def raw_steps(case):
         yield variable.numpy().tolist()
 
 
+def lamb_rule(case):
+    rule = case["optimizer"]
+    ends = list(itertools.accumulate(case["lengths"]))
+    cuts = [slice(end - length, end) for end, length in zip(ends, case["lengths"], strict=True)]
+    return rule, cuts, rule.get("clip_norm")
+
+
+def paper_steps(case):
+    """LAMB, algorithm 2 of https://arxiv.org/abs/1904.00962 with phi(x) = x, in f64. (Keras has none before Keras 3.)"""
+    import numpy
+
+    rule, cuts, max_norm = lamb_rule(case)
+    x = numpy.array(case["initial"])
+    m, v = numpy.zeros_like(x), numpy.zeros_like(x)
+    for t, gradient in enumerate(case["gradients"], 1):
+        g = numpy.array(gradient)
+        if max_norm is not None:
+            g *= min(1.0, max_norm / (numpy.linalg.norm(g) + 1e-6))
+        m = rule["beta1"] * m + (1 - rule["beta1"]) * g
+        v = rule["beta2"] * v + (1 - rule["beta2"]) * g**2
+        r = m / (1 - rule["beta1"] ** t) / (numpy.sqrt(v / (1 - rule["beta2"] ** t)) + rule["eps"])
+        u = r + rule["weight_decay"] * x
+        for cut in cuts:
+            x[cut] -= rule["learning_rate"] * numpy.linalg.norm(x[cut]) / numpy.linalg.norm(u[cut]) * u[cut]
+        yield x.tolist()
+
+
+def addons_steps(case):
+    import tensorflow as tf
+    import tensorflow_addons
+
+    rule, cuts, max_norm = lamb_rule(case)
+    optimizer = tensorflow_addons.optimizers.LAMB(
+        learning_rate=rule["learning_rate"],
+        beta_1=rule["beta1"],
+        beta_2=rule["beta2"],
+        epsilon=rule["eps"],
+        weight_decay=rule["weight_decay"],
+    )
+    variables = [tf.Variable(case["initial"][cut], dtype=tf.float32) for cut in cuts]
+    for gradient in case["gradients"]:
+        gradients = [tf.constant(gradient[cut], tf.float32) for cut in cuts]
+        if max_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, max_norm)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        yield [x for variable in variables for x in variable.numpy().tolist()]
+
+
+def has_addons():
+    return importlib.util.find_spec("tensorflow_addons") is not None
+
+
 def references(framework, case):
     """(what it is compared with, its parameters after each step)."""
     is_ftrl = case["optimizer"]["name"] == "ftrl"
-    if framework == "torch" and not is_ftrl:
+    is_lamb = case["optimizer"]["name"] == "lamb"
+    if framework == "tensorflow" and is_lamb:
+        yield "its paper", paper_steps(case)
+        if has_addons():
+            yield "tfa", addons_steps(case)
+    if framework == "torch" and not is_ftrl and not is_lamb:
         yield "torch.optim", torch_steps(case)
     if framework == "tensorflow" and is_ftrl:
         yield "tf.keras", keras_steps(case)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use tfos_data::arrow::array::ArrayRef;
-use tfos_executor::ps::{Optimizer, Schedule};
+use tfos_executor::ps::{Optimizer, Schedule, Scheduled};
 use tfos_executor::{Batch, Error, NodeContext, PhaseKind};
 
 use tch::Tensor;
@@ -25,6 +25,12 @@ pub trait Model: Sized {
     /// How the optimizer's rate changes over the global steps; not at all by default.
     fn schedule(&self) -> Schedule {
         Schedule::constant()
+    }
+
+    /// L2 norm to which larger gradients are scaled down, as by PyTorch's `clip_grad_norm_`; none by default. See
+    /// [`Scheduled::with_clip_norm`].
+    fn clip_norm(&self) -> Option<f64> {
+        None
     }
 
     /// Rows per step of each worker.
@@ -48,7 +54,8 @@ pub fn run_model<M: Model>(context: &mut NodeContext) -> Result<(), Error> {
     if context.node().role == Role::Evaluator {
         return score_checkpoints(&model, context);
     }
-    context.train_with(model.optimizer().with_schedule(model.schedule()))?;
+    let optimizer = model.optimizer().with_schedule(model.schedule());
+    context.train_with(Scheduled { clip_norm: model.clip_norm(), ..optimizer })?;
     let mut feed = context.data_feed()?;
     match context.kind() {
         PhaseKind::Train => {

@@ -14,15 +14,17 @@ use std::time::Duration;
 use tfos_ps::reference::Random;
 use tfos_ps::{
     ClientOptions, Decay, FullState, Layout, LocalTrainer, Mode, Optimizer, PsClient, PsServer, Push, Schedule,
-    Scheduled, ServerEvent, ServerOptions,
+    Scheduled, ServerEvent, ServerOptions, Variable,
 };
 
 const STEPS: usize = 100;
+/// The first and the last lie on two ps each when there are three.
+const SHAPES: [(&str, &[i64]); 3] = [("a", &[4, 5]), ("b", &[]), ("c", &[7, 8])];
 const ELEMENTS: usize = 77;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// One case per rule with its defaults, per option, and per schedule: those ending early are TensorFlow's.
+/// One case per rule with its defaults, per option, per schedule (those ending early are TensorFlow's), and clipped.
 fn cases() -> Vec<(&'static str, Scheduled)> {
     let sgd =
         |momentum, nesterov, weight_decay| Optimizer::Sgd { learning_rate: 0.01, momentum, nesterov, weight_decay };
@@ -50,6 +52,7 @@ fn cases() -> Vec<(&'static str, Scheduled)> {
     };
     let adam = Optimizer::Adam { learning_rate: 0.002, beta1: 0.8, beta2: 0.99, eps: 1e-6, weight_decay: 0.01 };
     let adamw = Optimizer::AdamW { learning_rate: 0.002, beta1: 0.8, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 };
+    let lamb = Optimizer::Lamb { learning_rate: 0.002, beta1: 0.8, beta2: 0.99, eps: 1e-5, weight_decay: 0.1 };
     let adadelta = Optimizer::Adadelta { learning_rate: 0.5, rho: 0.8, eps: 1e-5, weight_decay: 0.01 };
     let cosine = |total_steps, end_factor| Schedule::from(Decay::Cosine { total_steps, end_factor });
     let polynomial = Decay::Polynomial { total_steps: 60, power: 1.5, end_factor: 0.1 };
@@ -64,6 +67,8 @@ fn cases() -> Vec<(&'static str, Scheduled)> {
         ("adam-options", adam),
         ("adamw", Optimizer::adamw(0.001)),
         ("adamw-options", adamw),
+        ("lamb", Optimizer::lamb(0.01)),
+        ("lamb-options", lamb),
         ("rmsprop", Optimizer::rmsprop(0.001)),
         ("rmsprop-momentum", rmsprop(0.9, false, 0.01)),
         ("rmsprop-centered", rmsprop(0.0, true, 0.0)),
@@ -87,7 +92,14 @@ fn cases() -> Vec<(&'static str, Scheduled)> {
         ("ftrl-cosine-warmup", ftrl(-0.5, 0.01, 0.0).with_schedule(cosine(60, 0.1).with_warmup(10, 0.2))),
         ("ftrl-polynomial", ftrl(-0.5, 0.0, 0.01).with_schedule(polynomial.into())),
     ];
-    constant.into_iter().map(|(name, rule)| (name, rule.into())).chain(scheduled).collect()
+    // The norm of these gradients is about 5: the first clip most of it away, the second only the larger ones.
+    let clipped = [
+        ("clip-sgd", sgd(0.0, false, 0.01).with_clip_norm(0.5)),
+        ("clip-adam", Optimizer::adam(0.001).with_clip_norm(5.0)),
+        ("clip-lamb", lamb.with_clip_norm(5.0)),
+        ("clip-cosine", sgd(0.9, true, 0.0).with_schedule(cosine(100, 0.1)).with_clip_norm(5.0)),
+    ];
+    constant.into_iter().map(|(name, rule)| (name, rule.into())).chain(scheduled).chain(clipped).collect()
 }
 
 fn main() -> Outcome<()> {
@@ -107,7 +119,7 @@ fn main() -> Outcome<()> {
         }
         params.extend(rest);
         let case = serde_json::json!({
-            "optimizer": optimizer, "initial": initial, "gradients": gradients, "params": params,
+            "optimizer": optimizer, "lengths": layout()?.variables.iter().map(Variable::len).collect::<Vec<_>>(), "initial": initial, "gradients": gradients, "params": params,
         });
         std::fs::write(folder.join(format!("{name}.json")), serde_json::to_vec(&case)?)?;
     }
@@ -115,16 +127,28 @@ fn main() -> Outcome<()> {
 }
 
 fn layout() -> Result<Layout, tfos_ps::Error> {
-    Layout::new([("w".to_owned(), vec![ELEMENTS as i64])], [])
+    Layout::new(SHAPES.map(|(name, shape)| (name.to_owned(), shape.to_vec())), [])
+}
+
+/// A flat vector as one slice per variable.
+fn split<'a>(layout: &Layout, flat: &'a [f32]) -> Vec<&'a [f32]> {
+    layout.variables.iter().map(|variable| &flat[variable.offset..variable.offset + variable.len()]).collect()
+}
+
+fn split_mut<'a>(layout: &Layout, flat: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+    let mut rest = flat;
+    let variable = |variable: &Variable| rest.split_off_mut(..variable.len()).unwrap_or_default();
+    layout.variables.iter().map(variable).collect()
 }
 
 /// The parameters after each step, and the state at the end.
 fn alone(optimizer: Scheduled, begin: &FullState, gradients: &[Vec<f32>]) -> Outcome<(Vec<Vec<f32>>, FullState)> {
-    let mut trainer = LocalTrainer::restore(layout()?, optimizer, begin)?;
+    let layout = layout()?;
+    let mut trainer = LocalTrainer::restore(layout.clone(), optimizer, begin)?;
     let mut params = begin.params.clone();
     let mut history = Vec::new();
     for gradient in gradients {
-        trainer.apply(&mut [&mut params], &[gradient])?;
+        trainer.apply(&mut split_mut(&layout, &mut params), &split(&layout, gradient))?;
         history.push(params.clone());
     }
     let end = trainer.snapshot(0, &[&params], &[])?;

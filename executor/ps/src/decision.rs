@@ -12,8 +12,15 @@ pub struct Decision {
 /// What every shard does at this point of the order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DecisionKind {
+    /// Nothing changes yet: each shard tells ps:0 its sums of this round over the gradient that becomes `step`.
+    Measure { step: u64, round: u32, parts: Vec<Part>, totals: Vec<f64> },
     /// The weighted sum of these staged gradients becomes global step `step`.
-    Apply { step: u64, parts: Vec<Part> },
+    Apply {
+        step: u64,
+        parts: Vec<Part>,
+        /// What was measured for it over all shards, round after round; empty where nothing is.
+        totals: Vec<f64>,
+    },
     /// This push is discarded.
     Drop { worker: u32, seq: u64 },
     /// The state as it is now, after global step `step`, is handed to the host.
@@ -55,24 +62,23 @@ pub enum DropReason {
 }
 
 const PART: usize = 16;
+const TOTAL: usize = 8;
 
 impl DecisionKind {
     pub(crate) const APPLY: u8 = 1;
     pub(crate) const DROP: u8 = 2;
     pub(crate) const SNAPSHOT: u8 = 3;
+    pub(crate) const MEASURE: u8 = 4;
 
-    /// (tag, worker, number, step) of the frame header; parts go to `meta`, 16 bytes each, little-endian.
+    /// (tag, worker, number, step) of the frame header. Of an update `worker` is the number of parts, and `meta` has the
+    /// parts, 16 bytes each, then the totals, 8 bytes each, little-endian.
     pub(crate) fn encode(&self, meta: &mut Vec<u8>) -> (u8, u32, u64, u64) {
         meta.clear();
         match self {
-            DecisionKind::Apply { step, parts } => {
-                for part in parts {
-                    meta.extend_from_slice(&part.worker.to_le_bytes());
-                    meta.extend_from_slice(&part.seq.to_le_bytes());
-                    meta.extend_from_slice(&part.weight.to_le_bytes());
-                }
-                (Self::APPLY, 0, 0, *step)
+            DecisionKind::Measure { step, round, parts, totals } => {
+                (Self::MEASURE, encode_update(parts, totals, meta), u64::from(*round), *step)
             }
+            DecisionKind::Apply { step, parts, totals } => (Self::APPLY, encode_update(parts, totals, meta), 0, *step),
             DecisionKind::Drop { worker, seq } => (Self::DROP, *worker, *seq, 0),
             DecisionKind::Snapshot { id, step } => (Self::SNAPSHOT, 0, *id, *step),
         }
@@ -82,23 +88,57 @@ impl DecisionKind {
     pub(crate) fn decode(tag: u8, worker: u32, number: u64, step: u64, meta: &[u8]) -> Result<Self, Violation> {
         match tag {
             Self::APPLY => {
-                let (records, rest) = meta.as_chunks::<PART>();
-                if !rest.is_empty() || records.is_empty() {
-                    let detail = format!("{} bytes are not a list of parts", meta.len());
-                    return Err(Violation::Malformed { what: "decision", detail });
-                }
-                let part = |&[a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, w, x, y, z]: &[u8; PART]| Part {
-                    worker: u32::from_le_bytes([a, b, c, d]),
-                    seq: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
-                    weight: f32::from_le_bytes([w, x, y, z]),
-                };
-                Ok(DecisionKind::Apply { step, parts: records.iter().map(part).collect() })
+                let (parts, totals) = decode_update(worker, meta)?;
+                Ok(DecisionKind::Apply { step, parts, totals })
+            }
+            Self::MEASURE => {
+                let (parts, totals) = decode_update(worker, meta)?;
+                Ok(DecisionKind::Measure { step, round: number as u32, parts, totals })
             }
             Self::DROP => Ok(DecisionKind::Drop { worker, seq: number }),
             Self::SNAPSHOT => Ok(DecisionKind::Snapshot { id: number, step }),
             other => Err(Violation::Malformed { what: "decision", detail: format!("tag {other} is unknown") }),
         }
     }
+}
+
+fn encode_update(parts: &[Part], totals: &[f64], meta: &mut Vec<u8>) -> u32 {
+    for part in parts {
+        meta.extend_from_slice(&part.worker.to_le_bytes());
+        meta.extend_from_slice(&part.seq.to_le_bytes());
+        meta.extend_from_slice(&part.weight.to_le_bytes());
+    }
+    encode_sums(totals, meta);
+    parts.len() as u32
+}
+
+fn decode_update(parts: u32, meta: &[u8]) -> Result<(Vec<Part>, Vec<f64>), Violation> {
+    let length = (parts as usize).checked_mul(PART).filter(|&length| length > 0);
+    let Some((parts, totals)) = length.and_then(|length| meta.split_at_checked(length)) else {
+        let detail = format!("{} bytes are not a list of {parts} parts", meta.len());
+        return Err(Violation::Malformed { what: "decision", detail });
+    };
+    let part = |&[a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, w, x, y, z]: &[u8; PART]| Part {
+        worker: u32::from_le_bytes([a, b, c, d]),
+        seq: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+        weight: f32::from_le_bytes([w, x, y, z]),
+    };
+    Ok((parts.as_chunks::<PART>().0.iter().map(part).collect(), decode_sums(totals)?))
+}
+
+/// Sums as they travel: `f64`, little-endian.
+pub(crate) fn encode_sums(sums: &[f64], meta: &mut Vec<u8>) {
+    sums.iter().for_each(|sum| meta.extend_from_slice(&sum.to_le_bytes()));
+}
+
+/// The reverse of [`encode_sums`].
+pub(crate) fn decode_sums(meta: &[u8]) -> Result<Vec<f64>, Violation> {
+    let (sums, rest) = meta.as_chunks::<TOTAL>();
+    if !rest.is_empty() {
+        let detail = format!("{} bytes are not a list of sums", meta.len());
+        return Err(Violation::Malformed { what: "sums", detail });
+    }
+    Ok(sums.iter().map(|&sum| f64::from_le_bytes(sum)).collect())
 }
 
 #[cfg(test)]
@@ -109,7 +149,9 @@ mod tests {
     fn decisions_survive_the_wire() {
         let part = |worker, weight| Part { worker, seq: 1 << 33, weight };
         for kind in [
-            DecisionKind::Apply { step: 7, parts: vec![part(0, 0.25), part(3, 0.75)] },
+            DecisionKind::Apply { step: 7, parts: vec![part(0, 0.25), part(3, 0.75)], totals: vec![] },
+            DecisionKind::Apply { step: 7, parts: vec![part(0, 1.0)], totals: vec![1e-300, 2.0, f64::INFINITY] },
+            DecisionKind::Measure { step: 7, round: 1, parts: vec![part(0, 1.0)], totals: vec![0.1] },
             DecisionKind::Drop { worker: 2, seq: 9 },
             DecisionKind::Snapshot { id: 5, step: 7 },
         ] {
@@ -117,7 +159,9 @@ mod tests {
             let (tag, worker, number, step) = kind.encode(&mut meta);
             assert_eq!(DecisionKind::decode(tag, worker, number, step, &meta), Ok(kind));
         }
-        assert!(DecisionKind::decode(DecisionKind::APPLY, 0, 0, 1, &[0; 17]).is_err());
+        for (parts, bytes) in [(0, 16), (1, 15), (1, 17), (2, 16), (u32::MAX, 16)] {
+            assert!(DecisionKind::decode(DecisionKind::APPLY, parts, 0, 1, &vec![0; bytes]).is_err());
+        }
         assert!(DecisionKind::decode(9, 0, 0, 1, &[]).is_err());
     }
 }

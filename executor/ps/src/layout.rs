@@ -56,6 +56,12 @@ impl Layout {
         Ok(Layout { variables, total, buffers, buffers_total })
     }
 
+    /// The part of each variable that lies in `range`, counted from its start; empty for those that lie elsewhere.
+    pub(crate) fn parts_in(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let cut = |at: usize| at.clamp(range.start, range.end) - range.start;
+        self.variables.iter().map(|variable| cut(variable.offset)..cut(variable.offset + variable.len())).collect()
+    }
+
     /// Equal for two layouts iff names, shapes and order are (up to a 64-bit hash).
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
@@ -151,6 +157,15 @@ mod tests {
         let offsets: Vec<_> = layout.variables.iter().map(|v| (v.name.as_str(), v.offset, v.len())).collect();
         assert_eq!(offsets, [("b", 0, 1), ("e", 1, 0), ("w", 1, 6)]);
         assert_eq!((layout.total, layout.buffers_total), (7, 4));
+    }
+
+    #[test]
+    fn the_parts_of_the_variables_cover_each_range() {
+        let shapes = [("a", vec![20]), ("b", vec![0]), ("c", vec![60])].map(|(name, shape)| (name.to_owned(), shape));
+        let layout = Layout::new(shapes, []).unwrap();
+        assert_eq!(layout.parts_in(0..80), [0..20, 20..20, 20..80]);
+        assert_eq!(layout.parts_in(16..48), [0..4, 4..4, 4..32]);
+        assert_eq!(layout.parts_in(48..80), [0..0, 0..0, 0..32]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Training with one worker and no ps: the same optimizers, applied in place to the worker's own tensors.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
-use crate::optimizer::{MAX_SLOTS, Scheduled};
+use crate::optimizer::{MAX_SLOTS, Round, Scheduled, square_sum};
 use crate::snapshot::{FullState, Snapshot};
 
 /// The optimizer of a worker without parameter servers.
@@ -65,18 +66,44 @@ impl LocalTrainer {
             flat::check("parameter tensor", &[&**param], variable.len())?;
             flat::check("gradient tensor", &[grad], variable.len())?;
         }
-        let update = self.optimizer.update(self.step, self.optimizer_step + 1);
-        for ((variable, param), grad) in self.layout.variables.iter().zip(params).zip(grads) {
-            let range = variable.offset..variable.offset + param.len();
+        let totals = self.measure(params, grads)?;
+        let plan = self.optimizer.plan(self.step, self.optimizer_step + 1, &totals, count)?;
+        for (index, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
+            let range = self.range(index);
             let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
             for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
                 *view = &mut slot[range.clone()];
             }
-            update.apply(1.0, param, grad, &mut slots[..self.optimizer.slots().len()])?;
+            plan.of(index).apply(1.0, param, grad, &mut slots[..self.optimizer.slots().len()])?;
         }
         self.optimizer_step += 1;
         self.step += 1;
         Ok(self.step)
+    }
+
+    /// The totals of all rounds of measuring.
+    fn measure(&self, params: &[&mut [f32]], grads: &[&[f32]]) -> Result<Vec<f64>, Error> {
+        let mut totals = Vec::new();
+        for round in self.optimizer.rounds() {
+            match round {
+                Round::GradientNorm => totals.push(grads.iter().map(|grad| square_sum(grad)).sum()),
+                Round::TrustRatios => {
+                    let update = self.optimizer.clipped_update(self.step, self.optimizer_step + 1, &totals);
+                    for (index, (param, grad)) in params.iter().zip(grads).enumerate() {
+                        let range = self.range(index);
+                        let slots: Vec<&[f32]> = self.slots.iter().map(|slot| &slot[range.clone()]).collect();
+                        totals.extend(update.norms(1.0, param, grad, &slots)?);
+                    }
+                }
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Of the variable, in the flat vector.
+    fn range(&self, variable: usize) -> Range<usize> {
+        let variable = &self.layout.variables[variable];
+        variable.offset..variable.offset + variable.len()
     }
 
     /// The whole state, as one shard of one ps would give it. `params` and `buffers` are the caller's tensors in

@@ -5,11 +5,11 @@
 //! | 0..4 | magic | `TFPS` |
 //! | 4 | kind | [`Kind`] |
 //! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`]; of a decision its tag |
-//! | 8..12 | worker | |
+//! | 8..12 | worker | number of parts in a decision about an update |
 //! | 12..16 | meta | length of meta in bytes |
-//! | 16..24 | seq | of the push; the session in Welcome; the index of a decision |
+//! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
 //! | 24..32 | step | global step (base step in a push) |
-//! | 32..40 | rows | rows of the push; seq or id in a decision; shard in Staged |
+//! | 32..40 | rows | rows of the push; seq, id or round in a decision; shard in Staged |
 //! | 40..48 | loss | f64; optimizer step (u64) in Init |
 //! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots |
 //! | 56..64 | aux | number of f32 after the body: buffers |
@@ -27,7 +27,7 @@ use crate::error::{Error, Refusal, Violation};
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -79,9 +79,11 @@ pub enum Kind {
     WorkerGone,
     /// Between ps: this one is being stopped, the end of the connection is no failure.
     Bye,
+    /// ps:k to ps:0: this shard's sums of a round of measuring, as meta.
+    Measured,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -99,6 +101,7 @@ const KINDS: [Kind; 17] = [
     Kind::Decision,
     Kind::WorkerGone,
     Kind::Bye,
+    Kind::Measured,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.

@@ -1,7 +1,7 @@
 //! Optimizers for variables that live on a GPU, when there is one trainer and no ps: the same formulas as
 //! `tfos_ps::Optimizer`, as libtorch operations, so that nothing leaves the device.
 
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 use tfos_ps::{FullState, Layout, Optimizer, Scheduled};
 
 use crate::Error;
@@ -63,6 +63,11 @@ impl DeviceOptimizer {
         let rule = self.optimizer.at(step);
         let t = self.optimizer_step as f64;
         no_grad(|| {
+            let clipped = match self.optimizer.clip_norm {
+                Some(max_norm) => clipped(gradients, max_norm)?,
+                None => vec![],
+            };
+            let gradients = if clipped.is_empty() { gradients } else { &clipped };
             for (index, (variable, gradient)) in variables.iter_mut().zip(gradients).enumerate() {
                 let mut slots: Vec<&mut Tensor> = self.slots.iter_mut().filter_map(|s| s.get_mut(index)).collect();
                 update(&rule, t, variable, gradient, &mut slots)?;
@@ -70,6 +75,19 @@ impl DeviceOptimizer {
             Ok(())
         })
     }
+}
+
+/// PyTorch's `clip_grad_norm_`, without bringing the norm to the CPU.
+fn clipped(gradients: &[Tensor], max_norm: f64) -> Result<Vec<Tensor>, Error> {
+    let square_sum = |g: &Tensor| -> Result<Tensor, Error> { Ok(g.f_square()?.f_sum(Kind::Double)?) };
+    let squares = gradients.iter().map(square_sum).collect::<Result<Vec<_>, _>>()?;
+    if squares.is_empty() {
+        return Ok(vec![]);
+    }
+    let norm = Tensor::f_stack(&squares, 0)?.f_sum(Kind::Double)?.f_sqrt()?;
+    let factor = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?.f_clamp_max(1.0)?;
+    let factor = factor.f_to_kind(Kind::Float)?;
+    gradients.iter().map(|g| Ok(g.f_mul(&factor)?)).collect()
 }
 
 fn decayed(variable: &Tensor, gradient: &Tensor, weight_decay: f64) -> Result<Tensor, Error> {
@@ -109,6 +127,20 @@ fn update(rule: &Optimizer, t: f64, p: &mut Tensor, g: &Tensor, slots: &mut [&mu
             let _ = p.f_mul_scalar_(1.0 - learning_rate * weight_decay)?;
             let rule = Optimizer::Adam { learning_rate, beta1, beta2, eps, weight_decay: 0.0 };
             update(&rule, t, p, g, &mut [&mut **m, &mut **v])?;
+        }
+        (Optimizer::Lamb { learning_rate, beta1, beta2, eps, weight_decay }, [m, v, ..]) => {
+            let _ = m.f_mul_scalar_(beta1)?.f_add_(&g.f_mul_scalar(1.0 - beta1)?)?;
+            let _ = v.f_mul_scalar_(beta2)?.f_add_(&g.f_square()?.f_mul_scalar(1.0 - beta2)?)?;
+            let denominator = v.f_sqrt()?.f_div_scalar((1.0 - beta2.powf(t)).sqrt())?.f_add_scalar(eps)?;
+            let direction = m.f_div(&denominator)?.f_div_scalar(1.0 - beta1.powf(t))?;
+            let direction = direction.f_add(&p.f_mul_scalar(weight_decay)?)?;
+            let norm = |x: &Tensor| -> Result<Tensor, Error> { Ok(x.f_square()?.f_sum(Kind::Double)?.f_sqrt()?) };
+            let (weight, update) = (norm(p)?, norm(&direction)?);
+            let ratio = weight.f_div(&update)?;
+            // 1 where one of them is 0.
+            let has_both = weight.f_mul(&update)?.f_gt(0.0)?;
+            let ratio = ratio.f_where_self(&has_both, &ratio.f_ones_like()?)?.f_to_kind(Kind::Float)?;
+            let _ = p.f_sub_(&direction.f_mul(&ratio)?.f_mul_scalar(learning_rate)?)?;
         }
         (Optimizer::RmsProp { learning_rate, alpha, eps, weight_decay, momentum, centered }, [s, rest @ ..]) => {
             let g = decayed(p, g, weight_decay)?;
@@ -150,6 +182,7 @@ fn update(rule: &Optimizer, t: f64, p: &mut Tensor, g: &Tensor, slots: &mut [&mu
             Optimizer::Adagrad { .. }
             | Optimizer::Adam { .. }
             | Optimizer::AdamW { .. }
+            | Optimizer::Lamb { .. }
             | Optimizer::RmsProp { .. }
             | Optimizer::Adadelta { .. }
             | Optimizer::Ftrl { .. },
@@ -162,7 +195,7 @@ fn update(rule: &Optimizer, t: f64, p: &mut Tensor, g: &Tensor, slots: &mut [&mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
     use tfos_ps::{LocalTrainer, Schedule};
 
     #[test]
@@ -196,6 +229,8 @@ mod tests {
             },
             Optimizer::Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
             Optimizer::adamw(0.01),
+            Optimizer::lamb(0.01),
+            Optimizer::Lamb { learning_rate: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 },
             rmsprop(0.0, false),
             rmsprop(0.0, true),
             rmsprop(0.9, false),
@@ -207,7 +242,9 @@ mod tests {
         // Ends before the last step, at rate 0.
         let schedule = Schedule::cosine(12).with_warmup(4, 0.1);
         let layout = Layout::new([("w".to_owned(), vec![2, 3])], []).unwrap();
-        for rule in rules.map(|rule| rule.with_schedule(schedule)) {
+        // The norms of these gradients are between 2 and 5.
+        let clipped = rules.map(|rule| rule.with_schedule(schedule).with_clip_norm(3.0));
+        for rule in rules.map(|rule| rule.with_schedule(schedule)).into_iter().chain(clipped) {
             let mut variables = [Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([2, 3])];
             let mut on_device = DeviceOptimizer::new(rule, &variables, &layout, None).unwrap();
             let mut flat: Vec<f32> = (0..6).map(|i| i as f32).collect();

@@ -209,10 +209,16 @@ impl NodeContext {
     }
 
     /// The variables are complete: the chief initialises or restores them, the others wait for it, and every
-    /// later [`Self::step`] updates them with `optimizer`, which may have a [`tfos_ps::Schedule`]. Outside training the
-    /// checkpoint is loaded and `optimizer` has no use.
+    /// later [`Self::step`] updates them with `optimizer`, which may have a [`tfos_ps::Schedule`] and clip gradients.
+    /// Outside training the checkpoint is loaded and `optimizer` has no use.
     pub fn train_with(&mut self, optimizer: impl Into<Scheduled>) -> Result<(), Error> {
         let optimizer = optimizer.into();
+        if let Some(norm) = optimizer.clip_norm.filter(|norm| !norm.is_finite() || *norm <= 0.0) {
+            return Err(Error::Usage {
+                what: format!("gradients cannot be clipped to the norm {norm}"),
+                try_this: "give a positive number, or leave the clipping out".into(),
+            });
+        }
         if self.kind != PhaseKind::Train || !self.node.role.trains() {
             return self.load();
         }

@@ -18,6 +18,7 @@ pub(super) struct Adagrad {
     pub(super) weight_decay: f32,
 }
 
+/// Also LAMB's, whose step size is 1 / (1 - beta1ᵗ) and whose rate comes with the update.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Adam {
     /// What stays of a parameter before its update: 1 - learning_rate * weight_decay for AdamW, 1 for Adam.
@@ -28,7 +29,7 @@ pub(super) struct Adam {
     pub(super) one_minus_beta2: f32,
     pub(super) inverse_root: f32,
     pub(super) eps: f32,
-    /// Added to the gradient; 0 for AdamW.
+    /// Added to the gradient, by LAMB to the direction; 0 for AdamW.
     pub(super) weight_decay: f32,
 }
 
@@ -105,6 +106,54 @@ pub(super) fn adam(params: &mut [f32], grad: &[f32], mean: &mut [f32], square: &
         mean[i] = m;
         square[i] = v;
         params[i] = rates.keep * params[i] - rates.step_size * (m / (v.sqrt() * rates.inverse_root + rates.eps));
+    }
+}
+
+/// New mean, new square and direction of one parameter.
+#[inline(always)]
+fn lamb_direction(p: f32, g: f32, mean: f32, square: f32, rates: &Adam) -> (f32, f32, f32) {
+    let m = mean + rates.one_minus_beta1 * (g - mean);
+    let v = rates.beta2 * square + rates.one_minus_beta2 * (g * g);
+    let u = rates.step_size * (m / (v.sqrt() * rates.inverse_root + rates.eps)) + rates.weight_decay * p;
+    (m, v, u)
+}
+
+/// Σ p² and Σ u² in `f64`; nothing changes.
+pub(super) fn lamb_norms(
+    params: &[f32],
+    grad: &[f32],
+    mean: &[f32],
+    square: &[f32],
+    scale: f32,
+    rates: Adam,
+) -> [f64; 2] {
+    const LANES: usize = 8;
+    let n = params.len();
+    let (grad, mean, square) = (&grad[..n], &mean[..n], &square[..n]);
+    let (mut weights, mut updates) = ([0.0f64; LANES], [0.0f64; LANES]);
+    for i in 0..n {
+        let (_, _, u) = lamb_direction(params[i], scale * grad[i], mean[i], square[i], &rates);
+        weights[i % LANES] += f64::from(params[i]) * f64::from(params[i]);
+        updates[i % LANES] += f64::from(u) * f64::from(u);
+    }
+    [weights.iter().sum(), updates.iter().sum()]
+}
+
+pub(super) fn lamb(
+    params: &mut [f32],
+    grad: &[f32],
+    [mean, square]: [&mut [f32]; 2],
+    scale: f32,
+    learning_rate: f32,
+    rates: Adam,
+) {
+    let n = params.len();
+    let (grad, mean, square) = (&grad[..n], &mut mean[..n], &mut square[..n]);
+    for i in 0..n {
+        let (m, v, u) = lamb_direction(params[i], scale * grad[i], mean[i], square[i], &rates);
+        mean[i] = m;
+        square[i] = v;
+        params[i] -= learning_rate * u;
     }
 }
 

@@ -1,6 +1,7 @@
-//! The update rules, with PyTorch's formulas and names (FTRL: TensorFlow's), and their hyper-parameters.
+//! The update rules, with PyTorch's formulas and names (FTRL and LAMB: TensorFlow's), and their hyper-parameters.
 
 mod kernels;
+mod measure;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 pub(crate) use kernels::accumulate;
+pub(crate) use measure::{Round, square_sum};
 pub use schedule::{Decay, Schedule, Scheduled, Warmup};
 pub use update::Update;
 
@@ -17,8 +19,9 @@ pub use update::Update;
 ///
 /// Hyper-parameters are `f64`, as PyTorch keeps them, because `1 - beta2` in `f32` would be off in the fifth digit.
 /// Parameters, gradients and slots are `f32`. Formulas: <https://docs.pytorch.org/docs/stable/optim.html>
-/// (`SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop`, `Adadelta` with `maximize=False`, `amsgrad=False`, dampening 0), and
-/// for FTRL <https://www.tensorflow.org/api_docs/python/tf/raw_ops/ApplyFtrl>. A rate that changes: [`Schedule`].
+/// (`SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop`, `Adadelta` with `maximize=False`, `amsgrad=False`, dampening 0), for
+/// FTRL <https://www.tensorflow.org/api_docs/python/tf/raw_ops/ApplyFtrl>, for LAMB its paper. A rate that changes:
+/// [`Schedule`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Optimizer {
@@ -72,6 +75,25 @@ pub enum Optimizer {
         #[serde(default = "default_1e8")]
         eps: f64,
         #[serde(default = "default_1e2")]
+        weight_decay: f64,
+    },
+    /// With m and v as Adam's, u = m / (1-beta1ᵗ) / (√v / √(1-beta2ᵗ) + eps) + weight_decay p:
+    /// p -= learning_rate ‖p‖ / ‖u‖ · u, the L2 norms over one variable; where one of them is 0, their ratio is 1.
+    ///
+    /// LAMB for large batches: algorithm 2 of You et al. 2020, <https://arxiv.org/abs/1904.00962>, with φ(x) = x and the
+    /// bias corrections of Adam; formula, options and defaults are those of TensorFlow Addons' `LAMB`. Every variable
+    /// decays and is scaled. The norms of a variable that several ps hold parts of are summed over them, which costs a
+    /// round trip between them per update.
+    Lamb {
+        #[serde(default = "default_1e3")]
+        learning_rate: f64,
+        #[serde(default = "default_beta1")]
+        beta1: f64,
+        #[serde(default = "default_beta2")]
+        beta2: f64,
+        #[serde(default = "default_1e6")]
+        eps: f64,
+        #[serde(default)]
         weight_decay: f64,
     },
     /// g += weight_decay p; s = alpha s + (1-alpha) g²; a += (1-alpha)(g-a); v = centered ? s - a² : s;
@@ -172,7 +194,7 @@ impl Optimizer {
             Optimizer::Sgd { momentum, .. } if *momentum == 0.0 => &[],
             Optimizer::Sgd { .. } => &["momentum_buffer"],
             Optimizer::Adagrad { .. } => &["sum"],
-            Optimizer::Adam { .. } | Optimizer::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
+            Optimizer::Adam { .. } | Optimizer::AdamW { .. } | Optimizer::Lamb { .. } => &["exp_avg", "exp_avg_sq"],
             Optimizer::RmsProp { momentum, centered, .. } => match (*momentum != 0.0, centered) {
                 (false, false) => &["square_avg"],
                 (false, true) => &["square_avg", "grad_avg"],
@@ -205,6 +227,7 @@ impl Optimizer {
             | Optimizer::Adagrad { learning_rate, .. }
             | Optimizer::Adam { learning_rate, .. }
             | Optimizer::AdamW { learning_rate, .. }
+            | Optimizer::Lamb { learning_rate, .. }
             | Optimizer::RmsProp { learning_rate, .. }
             | Optimizer::Adadelta { learning_rate, .. }
             | Optimizer::Ftrl { learning_rate, .. } => *learning_rate *= factor,
@@ -214,12 +237,18 @@ impl Optimizer {
 
     /// With a rate that changes from step to step.
     pub fn with_schedule(self, schedule: Schedule) -> Scheduled {
-        Scheduled { rule: self, schedule }
+        Scheduled { rule: self, schedule, clip_norm: None }
+    }
+
+    /// With each gradient scaled down to this L2 norm, where its own is larger; see [`Scheduled::with_clip_norm`].
+    pub fn with_clip_norm(self, max_norm: f64) -> Scheduled {
+        Scheduled::from(self).with_clip_norm(max_norm)
     }
 
     /// Performs update number `optimizer_step` (the first is 1) with the gradient `scale * grad`, in one pass.
     ///
-    /// All slices have the length of `params`; `slots` are in the order of [`Optimizer::slots`].
+    /// All slices have the length of `params`; `slots` are in the order of [`Optimizer::slots`]. For LAMB they are one
+    /// whole variable.
     pub fn apply(
         &self,
         optimizer_step: u64,
@@ -228,7 +257,13 @@ impl Optimizer {
         grad: &[f32],
         slots: &mut [&mut [f32]],
     ) -> Result<(), Error> {
-        self.update(optimizer_step).apply(scale, params, grad, slots)
+        let update = self.update(optimizer_step);
+        if let Optimizer::Lamb { .. } = self {
+            let before: Vec<&[f32]> = slots.iter().map(|slot| &**slot).collect();
+            let norms = update.norms(scale, params, grad, &before)?;
+            return update.trusted(norms).apply(scale, params, grad, slots);
+        }
+        update.apply(scale, params, grad, slots)
     }
 }
 
@@ -254,6 +289,12 @@ impl Optimizer {
     pub fn adamw(learning_rate: f64) -> Self {
         let (beta1, beta2) = (default_beta1(), default_beta2());
         Self::AdamW { learning_rate, beta1, beta2, eps: default_1e8(), weight_decay: default_1e2() }
+    }
+
+    /// LAMB with TensorFlow Addons' defaults.
+    pub fn lamb(learning_rate: f64) -> Self {
+        let (beta1, beta2) = (default_beta1(), default_beta2());
+        Self::Lamb { learning_rate, beta1, beta2, eps: default_1e6(), weight_decay: 0.0 }
     }
 
     /// RMSprop with PyTorch's defaults.

@@ -136,19 +136,32 @@ impl From<Decay> for Schedule {
     }
 }
 
-/// An optimizer with its schedule: what the ps are given, and what a checkpoint names.
+/// An optimizer with its schedule and clipping: what the ps are given, and what a checkpoint names.
 ///
-/// As JSON it is the optimizer's with a field `schedule` more, which is left out where the rate is constant. So it
-/// reads the optimizers of checkpoints that knew no schedules.
+/// As JSON it is the optimizer's with the fields `schedule` and `clip_norm` more, which are left out where the rate is
+/// constant and nothing is clipped. So it reads the optimizers of checkpoints that knew neither.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scheduled {
     #[serde(flatten)]
     pub rule: Optimizer,
     #[serde(default, skip_serializing_if = "Schedule::is_constant")]
     pub schedule: Schedule,
+    /// See [`Scheduled::with_clip_norm`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
 }
 
 impl Scheduled {
+    /// With gradients clipped by global norm: where the L2 norm over all variables (and shards) of the gradient of an
+    /// update is above `max_norm` (positive), the gradient is scaled down to it.
+    ///
+    /// PyTorch's `clip_grad_norm_`: the factor is max_norm / (norm + 1e-6), at most 1. It is the gradient that is
+    /// applied: in sync mode the mean of the workers', in async mode each by itself. With several ps it costs a round
+    /// trip between them per update. <https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html>
+    pub fn with_clip_norm(self, max_norm: f64) -> Self {
+        Self { clip_norm: Some(max_norm), ..self }
+    }
+
     /// The optimizer for the update from global step `step` to the next.
     pub fn at(&self, step: u64) -> Optimizer {
         self.rule.with_rate_times(self.schedule.factor(step))
@@ -223,6 +236,10 @@ mod tests {
         // And is written as it always was, so that an older program reads it too.
         assert_eq!(serde_json::from_str::<Optimizer>(&serde_json::to_string(&read).unwrap()).unwrap(), read.rule);
         assert!(serde_json::from_str::<Optimizer>(&old.replace('}', r#","schedule":{}}"#)).is_err());
+        let clipped = Optimizer::adam(0.01).with_clip_norm(0.5);
+        let value = serde_json::to_value(clipped).unwrap();
+        assert_eq!((&value["clip_norm"], &value["schedule"]), (&0.5.into(), &serde_json::Value::Null));
+        assert_eq!(serde_json::from_value::<Scheduled>(value).unwrap(), clipped);
     }
 
     #[test]

@@ -93,6 +93,61 @@ fn adamw_is_pytorchs() {
     }
 }
 
+/// Not by `check`, as the norms are those of the whole variable.
+#[test]
+fn lamb_is_that_of_its_paper() {
+    for weight_decay in [0.0, 0.1] {
+        let optimizer = Optimizer::Lamb { learning_rate: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay };
+        let n = 37;
+        let mut params: Vec<f32> = (0..n).map(|i| 1.0 + i as f32 / 64.0).collect();
+        let mut exact: Vec<f64> = params.iter().map(|&p| f64::from(p)).collect();
+        let (mut m, mut v) = (vec![0.0f64; n], vec![0.0f64; n]);
+        let mut slots = optimizer.initial_slots(n);
+        for step in 1..=STEPS {
+            let t = step as i32;
+            let grad: Vec<f32> = (0..n).map(|i| gradient(step, i)).collect();
+            let mut views: Vec<&mut [f32]> = slots.iter_mut().map(Vec::as_mut_slice).collect();
+            optimizer.apply(step, SCALE, &mut params, &grad, &mut views).unwrap();
+            let mut direction = vec![0.0; n];
+            for i in 0..n {
+                let g = f64::from(SCALE * grad[i]);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.99 * v[i] + 0.01 * g * g;
+                let corrected = (v[i] / (1.0 - 0.99f64.powi(t))).sqrt() + 1e-6;
+                direction[i] = m[i] / (1.0 - 0.9f64.powi(t)) / corrected + weight_decay * exact[i];
+            }
+            let norm = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let ratio = norm(&exact) / norm(&direction);
+            exact.iter_mut().zip(direction).for_each(|(p, u)| *p -= 0.01 * ratio * u);
+        }
+        for (&found, &expected) in params.iter().zip(&exact) {
+            let error = (f64::from(found) - expected).abs() / expected.abs().max(1.0);
+            assert!(error <= 1e-6, "{found}, expected {expected}, off by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn where_lamb_has_no_norms_their_ratio_is_1() {
+    let lamb = |weight_decay| match Optimizer::lamb(0.5) {
+        Optimizer::Lamb { learning_rate, beta1, beta2, eps, .. } => {
+            Optimizer::Lamb { learning_rate, beta1, beta2, eps, weight_decay }
+        }
+        other => other,
+    };
+    let step = |rule: Optimizer, start: f32, grad: f32| {
+        let (mut m, mut v, mut p) = ([0.0], [0.0], [start]);
+        rule.apply(1, 1.0, &mut p, &[grad], &mut [&mut m, &mut v]).unwrap();
+        p[0]
+    };
+    // The direction is 1 (and the rounding of eps): with no weights it is taken at the plain rate.
+    assert!((step(lamb(0.0), 0.0, 2.0) + 0.5).abs() < 1e-5);
+    // No direction: nothing moves, and nothing is divided by 0.
+    assert_eq!(step(lamb(0.0), 3.0, 0.0), 3.0);
+    // Only decay: the ratio takes its size out again.
+    assert!((step(lamb(0.01), 3.0, 0.0) - 1.5).abs() < 1e-6);
+}
+
 #[test]
 fn rmsprop_is_pytorchs() {
     for (momentum, centered, weight_decay) in
@@ -148,7 +203,7 @@ fn ftrl_is_tensorflows() {
 
 #[test]
 fn at_rate_0_no_rule_moves_a_parameter() {
-    let rules = ["sgd", "adagrad", "adam", "adamw", "rmsprop", "adadelta", "ftrl"];
+    let rules = ["sgd", "adagrad", "adam", "adamw", "lamb", "rmsprop", "adadelta", "ftrl"];
     for name in rules {
         let rule: Optimizer = serde_json::from_str(&format!(r#"{{"name": "{name}", "learning_rate": 0.0}}"#)).unwrap();
         let mut slots = rule.initial_slots(1);
@@ -180,7 +235,9 @@ fn slots_have_pytorchs_names() {
     let ftrl: Optimizer = serde_json::from_str(r#"{"name": "ftrl"}"#).unwrap();
     assert_eq!((ftrl, ftrl.slots()), (Optimizer::ftrl(1e-3), ["accum", "linear"].as_slice()));
     assert_eq!(ftrl.initial_slots(1), [[0.1], [0.0]]);
-    for (name, defaults) in [("adamw", Optimizer::adamw(1e-3)), ("adadelta", Optimizer::adadelta(1.0))] {
+    let defaults =
+        [("adamw", Optimizer::adamw(1e-3)), ("adadelta", Optimizer::adadelta(1.0)), ("lamb", Optimizer::lamb(1e-3))];
+    for (name, defaults) in defaults {
         assert_eq!(serde_json::from_str::<Optimizer>(&format!(r#"{{"name": "{name}"}}"#)).unwrap(), defaults);
     }
     assert_eq!(Optimizer::adadelta(1.0).slots(), ["square_avg", "acc_delta"]);

@@ -6,7 +6,11 @@ use crate::error::Error;
 
 /// One update, ready to be applied to any range of the parameters, block by block.
 #[derive(Debug, Clone, Copy)]
-pub struct Update(Rule);
+pub struct Update {
+    rule: Rule,
+    /// What the gradient is multiplied by.
+    clip: f32,
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Rule {
@@ -20,6 +24,12 @@ enum Rule {
     },
     Adagrad(Adagrad),
     Adam(Adam),
+    Lamb {
+        rates: Adam,
+        learning_rate: f64,
+        /// ‖p‖ / ‖u‖.
+        trust: f64,
+    },
     RmsProp {
         rates: RmsProp,
         has_momentum: bool,
@@ -38,7 +48,7 @@ impl Optimizer {
     /// What is the same for all parameters in update number `optimizer_step` (the first is 1), computed in `f64`.
     pub fn update(&self, optimizer_step: u64) -> Update {
         let t = optimizer_step.max(1) as f64;
-        Update(match *self {
+        let rule = match *self {
             Optimizer::Sgd { learning_rate, momentum: 0.0, weight_decay, .. } => {
                 Rule::Sgd { learning_rate: learning_rate as f32, weight_decay: weight_decay as f32 }
             }
@@ -61,6 +71,10 @@ impl Optimizer {
             Optimizer::AdamW { learning_rate, beta1, beta2, eps, weight_decay } => {
                 let keep = (1.0 - learning_rate * weight_decay) as f32;
                 Rule::Adam(Adam { keep, ..adam(learning_rate, [beta1, beta2], eps, t) })
+            }
+            Optimizer::Lamb { learning_rate, beta1, beta2, eps, weight_decay } => {
+                let rates = Adam { weight_decay: weight_decay as f32, ..adam(1.0, [beta1, beta2], eps, t) };
+                Rule::Lamb { rates, learning_rate, trust: 1.0 }
             }
             Optimizer::RmsProp { learning_rate, alpha, eps, weight_decay, momentum, centered } => Rule::RmsProp {
                 rates: RmsProp {
@@ -91,7 +105,8 @@ impl Optimizer {
                 },
                 is_root: learning_rate_power == -0.5,
             },
-        })
+        };
+        Update { rule, clip: 1.0 }
     }
 }
 
@@ -111,17 +126,41 @@ fn adam(learning_rate: f64, [beta1, beta2]: [f64; 2], eps: f64, t: f64) -> Adam 
 }
 
 impl Update {
-    /// As [`Optimizer::apply`].
+    /// The same with the gradient multiplied by `clip`.
+    pub(super) fn clipped(self, clip: f32) -> Update {
+        Update { clip, ..self }
+    }
+
+    /// LAMB: Σ p² and Σ u² of a part of a variable, in `f64`; all slices have the length of `params`.
+    pub(crate) fn norms(&self, scale: f32, params: &[f32], grad: &[f32], slots: &[&[f32]]) -> Result<[f64; 2], Error> {
+        check(params.len(), grad, slots.iter().copied())?;
+        match (self.rule, slots) {
+            (Rule::Lamb { rates, .. }, [mean, square]) => {
+                Ok(kernels::lamb_norms(params, grad, mean, square, scale * self.clip, rates))
+            }
+            (_, slots) => {
+                let expected = "the two of LAMB".to_owned();
+                Err(Error::State { what: "number of slots", expected, found: slots.len().to_string() })
+            }
+        }
+    }
+
+    /// LAMB: the same for a variable with these sums of squares, Σ p² and Σ u².
+    pub(crate) fn trusted(mut self, [weight, update]: [f64; 2]) -> Update {
+        if let Rule::Lamb { trust, .. } = &mut self.rule
+            && weight > 0.0
+            && update > 0.0
+        {
+            *trust = weight.sqrt() / update.sqrt();
+        }
+        self
+    }
+
+    /// As [`Optimizer::apply`]; for LAMB with a ratio of norms of 1.
     pub fn apply(&self, scale: f32, params: &mut [f32], grad: &[f32], slots: &mut [&mut [f32]]) -> Result<(), Error> {
-        let expected = params.len();
-        let length = |what, found| Err(Error::Length { what, expected, found });
-        if grad.len() != expected {
-            return length("gradient", grad.len());
-        }
-        if let Some(slot) = slots.iter().find(|slot| slot.len() != expected) {
-            return length("slot", slot.len());
-        }
-        match (self.0, slots) {
+        check(params.len(), grad, slots.iter().map(|slot| &**slot))?;
+        let scale = scale * self.clip;
+        match (self.rule, slots) {
             (Rule::Sgd { learning_rate, weight_decay }, []) => {
                 kernels::sgd(params, grad, scale, learning_rate, weight_decay);
             }
@@ -133,6 +172,10 @@ impl Update {
             }
             (Rule::Adagrad(rates), [sum]) => kernels::adagrad(params, grad, sum, scale, rates),
             (Rule::Adam(rates), [mean, square]) => kernels::adam(params, grad, mean, square, scale, rates),
+            (Rule::Lamb { rates, learning_rate, trust }, [mean, square]) => {
+                let learning_rate = (learning_rate * trust) as f32;
+                kernels::lamb(params, grad, [mean, square], scale, learning_rate, rates);
+            }
             (Rule::RmsProp { rates, has_momentum: false, centered: false }, [square]) => {
                 kernels::rmsprop::<false, false>(params, grad, [square, &mut [], &mut []], scale, rates);
             }
@@ -159,5 +202,16 @@ impl Update {
             }
         }
         Ok(())
+    }
+}
+
+fn check<'a>(expected: usize, grad: &[f32], mut slots: impl Iterator<Item = &'a [f32]>) -> Result<(), Error> {
+    let length = |what, found| Err(Error::Length { what, expected, found });
+    if grad.len() != expected {
+        return length("gradient", grad.len());
+    }
+    match slots.find(|slot| slot.len() != expected) {
+        Some(slot) => length("slot", slot.len()),
+        None => Ok(()),
     }
 }

@@ -4,6 +4,7 @@
 //!   push:    unseen --first Staged or PushMeta--> pending --all shards + meta--> complete --> decided
 //!   worker:  Expected --Joined--> Active <--Active, PushMeta / Idle--> Idle        (counted: Expected, Active)
 //!            any --Left--> Left,  any --Lost--> Lost,  Left and Lost --Joined--> Joined --> Active or Idle
+//!   update:  --Measure--> all shards --Measured--> ... --Apply-->     (one at a time; at once where nothing is measured)
 //! ```
 //!
 //! Invariants, each named by a test:
@@ -19,134 +20,20 @@
 //! R = N would depend on who starts faster. A worker that joins again counts only from its first push (which may be
 //! stale) or its `WorkerActive`, so nobody waits while it loads.
 
+mod event;
+mod measuring;
 #[cfg(test)]
 mod property;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
+pub use self::event::{Action, Event, Mode, Notice, PushMeta};
+use self::measuring::Measuring;
+use self::worker::{Pending, Presence, Worker};
 use crate::decision::{Commit, Decision, DecisionKind, DropReason, Part};
-
-/// How pushes become global steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "mode", rename_all = "snake_case")]
-pub enum Mode {
-    /// Every complete push becomes the next global step, in order of completion.
-    Async,
-    /// As soon as min(R, active workers) pushes computed at the current step are complete, their mean, weighted by
-    /// rows, becomes the next step; what comes later was computed at an old step and is dropped.
-    Sync { replicas_to_aggregate: u32 },
-}
-
-/// What happened, as the sequencer sees it. Workers are named by index; the host keeps apart the sessions of a
-/// worker that connects again, and its `seq` numbers increase over sessions.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// All shards have been initialised, at this global step.
-    Initialised {
-        mode: Mode,
-        step: u64,
-    },
-    WorkerJoined(u32),
-    /// It has rows again.
-    WorkerActive(u32),
-    /// It has no rows at the moment.
-    WorkerIdle(u32),
-    /// It finished.
-    WorkerLeft(u32),
-    /// It died: from here on nothing of it is applied.
-    WorkerLost(u32),
-    /// The worker's gradient has fully arrived at this shard.
-    Staged {
-        shard: usize,
-        worker: u32,
-        seq: u64,
-        base_step: u64,
-    },
-    /// What ps:0 knows of a push besides the gradient.
-    PushMeta(PushMeta),
-    SnapshotRequested {
-        id: u64,
-    },
-    /// No update after this global step; `None` lifts the bound.
-    MaxSteps(Option<u64>),
-    /// No further updates at all.
-    Stop,
-}
-
-/// A push without its gradient.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PushMeta {
-    pub worker: u32,
-    pub seq: u64,
-    /// Global step of the parameters that the gradient was computed from.
-    pub base_step: u64,
-    pub rows: u64,
-    pub loss: f64,
-    pub leases: Vec<u8>,
-    /// Whether non-trainable state came with it.
-    pub buffers: bool,
-}
-
-/// What the host must do, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Send to all shards, this one included, in this order.
-    Decide(Decision),
-    /// Tell the host of the ps.
-    Emit(Notice),
-}
-
-/// What the host of ps:0 is told, in the order of the decisions.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notice {
-    /// These pushes became global step `step`: their leases are committed with it.
-    Committed { step: u64, commits: Vec<Commit> },
-    /// This push was not applied: its leases go back. Not sent for a push of which only gradients arrived.
-    Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
-    /// Everything before is in snapshot `id`, nothing after.
-    SnapshotMarker { id: u64, step: u64 },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    Expected,
-    Joined,
-    Active,
-    Idle,
-    Left,
-    Lost,
-}
-
-impl Presence {
-    fn is_counted(self) -> bool {
-        matches!(self, Presence::Expected | Presence::Active)
-    }
-
-    fn is_gone(self) -> bool {
-        matches!(self, Presence::Left | Presence::Lost)
-    }
-}
-
-#[derive(Debug)]
-struct Worker {
-    presence: Presence,
-    /// All pushes up to this one are decided; `seq` begins at 1.
-    decided: u64,
-    pending: Option<Pending>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    seq: u64,
-    /// The oldest parameters that any slice of the gradient was computed from.
-    base_step: u64,
-    staged: Vec<bool>,
-    meta: Option<PushMeta>,
-}
 
 /// See the module: feed it events, perform its actions.
 #[derive(Debug)]
@@ -160,6 +47,11 @@ pub struct Sequencer {
     workers: BTreeMap<u32, Worker>,
     /// Workers whose pending push is complete, in order of completion.
     complete: Vec<u32>,
+    /// Rounds of measuring before each update.
+    rounds: u32,
+    measuring: Option<Measuring>,
+    /// Snapshots that were asked for while an update was being measured: they come right after it.
+    waiting_snapshots: Vec<u64>,
 }
 
 impl Sequencer {
@@ -176,6 +68,9 @@ impl Sequencer {
             next_index: 0,
             workers: (0..workers).map(|worker| (worker, expected())).collect(),
             complete: Vec::new(),
+            rounds: 0,
+            measuring: None,
+            waiting_snapshots: Vec::new(),
         }
     }
 
@@ -184,8 +79,12 @@ impl Sequencer {
         self.step
     }
 
-    /// Whether no push will be applied any more.
+    /// Whether no push will be applied any more, and the last update is decided to its end.
     pub fn is_finished(&self) -> bool {
+        self.measuring.is_none() && self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
         self.stopped || self.max_steps.is_some_and(|max| self.step >= max)
     }
 
@@ -193,10 +92,10 @@ impl Sequencer {
     pub fn on_event(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Initialised { mode, step } => {
+            Event::Initialised { mode, step, rounds } => {
                 if self.mode.is_none() {
                     self.mode = Some(mode);
-                    self.step = step;
+                    (self.step, self.rounds) = (step, rounds);
                 }
             }
             Event::WorkerJoined(worker) => self.handle_joined(worker),
@@ -227,11 +126,17 @@ impl Sequencer {
                 }
                 self.note_complete(worker);
             }
-            Event::SnapshotRequested { id } => {
-                let step = self.step;
-                self.decide(DecisionKind::Snapshot { id, step }, &mut actions);
-                actions.push(Action::Emit(Notice::SnapshotMarker { id, step }));
+            Event::Measured { shard, step, round, sums } => {
+                if self.measuring.as_mut().is_some_and(|measuring| measuring.hear(shard, step, round, sums))
+                    && let Some(measuring) = self.measuring.take()
+                {
+                    self.advance(measuring, &mut actions);
+                }
             }
+            Event::SnapshotRequested { id } => match self.measuring {
+                Some(_) => self.waiting_snapshots.push(id),
+                None => self.cut(id, &mut actions),
+            },
             Event::MaxSteps(max) => self.max_steps = max,
             Event::Stop => self.stopped = true,
         }
@@ -306,7 +211,10 @@ impl Sequencer {
     fn settle(&mut self, actions: &mut Vec<Action>) {
         let Some(mode) = self.mode else { return };
         loop {
-            if self.is_finished() {
+            if self.measuring.is_some() {
+                return;
+            }
+            if self.is_over() {
                 for worker in std::mem::take(&mut self.complete) {
                     self.drop_pending(worker, DropReason::Finished, actions);
                 }
@@ -372,8 +280,26 @@ impl Sequencer {
         let parts = commits.iter().map(part).collect();
         self.step += 1;
         let step = self.step;
-        self.decide(DecisionKind::Apply { step, parts }, actions);
+        self.advance(Measuring::new(self.shards, self.rounds, step, parts), actions);
         actions.push(Action::Emit(Notice::Committed { step, commits }));
+    }
+
+    /// Decides the next round of an update, or that it is applied.
+    fn advance(&mut self, update: Measuring, actions: &mut Vec<Action>) {
+        let (kind, measuring) = update.next();
+        self.decide(kind, actions);
+        self.measuring = measuring;
+        if self.measuring.is_none() {
+            for id in std::mem::take(&mut self.waiting_snapshots) {
+                self.cut(id, actions);
+            }
+        }
+    }
+
+    fn cut(&mut self, id: u64, actions: &mut Vec<Action>) {
+        let step = self.step;
+        self.decide(DecisionKind::Snapshot { id, step }, actions);
+        actions.push(Action::Emit(Notice::SnapshotMarker { id, step }));
     }
 
     fn drop_pending(&mut self, worker: u32, reason: DropReason, actions: &mut Vec<Action>) {

@@ -25,6 +25,13 @@ struct Model {
     step: u64,
     next_index: u64,
     max_steps: u64,
+    rounds: u32,
+    /// The update that is being measured: its step, round, parts and totals.
+    measuring: Option<(u64, u32, Vec<Part>, Vec<f64>)>,
+    /// Shards that have performed the measuring decision but whose report has not come yet.
+    to_report: VecDeque<Event>,
+    asked: u32,
+    cut: u32,
     told: BTreeMap<(u32, u64), Told>,
     counted: BTreeSet<u32>,
 }
@@ -74,21 +81,34 @@ impl Model {
                 assert_eq!(index, self.next_index, "PS-2");
                 self.next_index += 1;
                 match kind {
-                    DecisionKind::Apply { step, parts } => {
-                        assert_eq!(step, self.step + 1, "PS-2");
-                        assert!(step <= self.max_steps, "an update after the last step");
-                        assert!((parts.iter().map(|part| f64::from(part.weight)).sum::<f64>() - 1.0).abs() < 1e-6);
-                        for part in parts {
-                            let told = self.told.get_mut(&(part.worker, part.seq)).expect("never pushed");
-                            assert!(told.meta && told.staged.len() == self.shards, "PS-1: {part:?} is incomplete");
-                            assert!(!told.fenced, "PS-1: {part:?} of a worker that was gone");
-                            if matches!(self.mode, Mode::Sync { .. }) {
-                                assert_eq!(told.base, self.step, "PS-3");
+                    DecisionKind::Measure { step, round, parts, totals } => {
+                        match self.measuring.take() {
+                            None => {
+                                assert_eq!((step, round, totals.len()), (self.step + 1, 0, 0), "PS-2");
+                                self.check_parts(step, &parts);
                             }
-                            told.decided += 1;
-                            told.applied = true;
-                            assert_eq!(told.decided, 1, "PS-4");
+                            Some((old_step, old_round, old_parts, _)) => {
+                                assert_eq!((step, round, &parts), (old_step, old_round + 1, &old_parts), "PS-1");
+                            }
                         }
+                        self.check_totals(round, &totals);
+                        assert!(self.to_report.is_empty(), "not all shards were heard");
+                        let report = |shard| Event::Measured { shard, step, round, sums: sums(shard, round) };
+                        self.to_report.extend((0..self.shards).map(report));
+                        self.measuring = Some((step, round, parts, totals));
+                    }
+                    DecisionKind::Apply { step, parts, totals } => {
+                        match self.measuring.take() {
+                            None => {
+                                assert_eq!((step, self.rounds), (self.step + 1, 0), "PS-2");
+                                self.check_parts(step, &parts);
+                            }
+                            Some((old_step, round, old_parts, _)) => {
+                                assert_eq!((step, &parts, round + 1), (old_step, &old_parts, self.rounds), "PS-1");
+                                assert!(self.to_report.is_empty(), "not all shards were heard");
+                            }
+                        }
+                        self.check_totals(self.rounds, &totals);
                         self.step = step;
                     }
                     DecisionKind::Drop { worker, seq } => {
@@ -96,11 +116,14 @@ impl Model {
                         told.decided += 1;
                         assert_eq!(told.decided, 1, "PS-4");
                     }
-                    DecisionKind::Snapshot { step, .. } => assert_eq!(step, self.step),
+                    DecisionKind::Snapshot { step, .. } => {
+                        assert_eq!(step, self.step);
+                        assert!(self.measuring.is_none(), "a snapshot of a step that is told but not applied");
+                    }
                 }
             }
             Action::Emit(Notice::Committed { step, commits }) => {
-                assert_eq!(step, self.step);
+                assert_eq!(step, self.step + u64::from(self.measuring.is_some()));
                 for commit in commits {
                     let told = self.told.get_mut(&(commit.worker, commit.seq)).expect("never pushed");
                     assert!(told.applied && commit.leases == commit.seq.to_le_bytes());
@@ -112,11 +135,51 @@ impl Model {
                 assert!(!told.applied && told.meta && leases == seq.to_le_bytes());
                 told.noticed += 1;
             }
-            Action::Emit(Notice::SnapshotMarker { step, .. }) => assert_eq!(step, self.step),
+            Action::Emit(Notice::SnapshotMarker { step, .. }) => {
+                assert_eq!(step, self.step);
+                self.cut += 1;
+            }
+        }
+    }
+
+    /// The first decision about an update binds: from here on it is as good as applied.
+    fn check_parts(&mut self, step: u64, parts: &[Part]) {
+        assert!(step <= self.max_steps, "an update after the last step");
+        assert!((parts.iter().map(|part| f64::from(part.weight)).sum::<f64>() - 1.0).abs() < 1e-6);
+        for part in parts {
+            let told = self.told.get_mut(&(part.worker, part.seq)).expect("never pushed");
+            assert!(told.meta && told.staged.len() == self.shards, "PS-1: {part:?} is incomplete");
+            assert!(!told.fenced, "PS-1: {part:?} of a worker that was gone");
+            if matches!(self.mode, Mode::Sync { .. }) {
+                assert_eq!(told.base, self.step, "PS-3");
+            }
+            told.decided += 1;
+            told.applied = true;
+            assert_eq!(told.decided, 1, "PS-4");
+        }
+    }
+
+    fn check_totals(&self, rounds: u32, totals: &[f64]) {
+        let total = |round| (0..self.shards).map(|shard| sums(shard, round)[0]).sum::<f64>();
+        assert_eq!(totals, (0..rounds).map(total).collect::<Vec<_>>());
+    }
+
+    /// Any shard may be heard next, and some are heard twice.
+    fn hear_a_shard(&mut self, random: &mut Random) {
+        let place = random.below(self.to_report.len() as u64) as usize;
+        if let Some(event) = self.to_report.swap_remove_back(place) {
+            if random.below(4) == 0 && !self.to_report.is_empty() {
+                self.event(event.clone());
+            }
+            self.event(event);
         }
     }
 
     fn check_nobody_waits(&self) {
+        if self.measuring.is_some() {
+            assert!(!self.to_report.is_empty(), "all shards were heard, and nothing followed");
+            return;
+        }
         let is_waiting = |told: &&Told| told.decided == 0 && told.meta && told.staged.len() == self.shards;
         let waiting = self.told.values().filter(is_waiting).count();
         let allowed = match self.mode {
@@ -126,6 +189,10 @@ impl Model {
         };
         assert!(waiting <= allowed, "PS-5: {waiting} pushes wait, {} workers count", self.counted.len());
     }
+}
+
+fn sums(shard: usize, round: u32) -> Vec<f64> {
+    vec![(10 * (round + 1)) as f64 + shard as f64]
 }
 
 /// A worker as the server's connections show it: messages to come from each shard, in order per shard.
@@ -146,6 +213,7 @@ fn run(seed: u64) {
     let replicas_to_aggregate = 1 + random.below(4) as u32;
     let mode = if random.below(3) == 0 { Mode::Async } else { Mode::Sync { replicas_to_aggregate } };
     let max_steps = if random.below(2) == 0 { u64::MAX } else { 20 };
+    let rounds = random.below(3) as u32;
     let mut model = Model {
         sequencer: Sequencer::new(shards, workers),
         mode,
@@ -153,10 +221,15 @@ fn run(seed: u64) {
         step: 0,
         next_index: 0,
         max_steps,
+        rounds,
+        measuring: None,
+        to_report: VecDeque::new(),
+        asked: 0,
+        cut: 0,
         told: BTreeMap::new(),
         counted: (0..workers).collect(),
     };
-    model.event(Event::Initialised { mode, step: 0 });
+    model.event(Event::Initialised { mode, step: 0, rounds });
     model.event(Event::MaxSteps(Some(max_steps)));
     let mut clients: Vec<Client> = (0..workers).map(|_| Client::default()).collect();
     for _ in 0..400 {
@@ -170,7 +243,11 @@ fn run(seed: u64) {
                 client.coming[0].clear();
                 model.event(event(worker));
             }
-            2..5 => model.event(Event::SnapshotRequested { id: random.next_u64() }),
+            2..5 => {
+                model.asked += 1;
+                model.event(Event::SnapshotRequested { id: random.next_u64() });
+            }
+            50..70 if !model.to_report.is_empty() => model.hear_a_shard(&mut random),
             5..8 if client.alive => model.event(Event::WorkerIdle(worker)),
             8..12 if client.alive => model.event(Event::WorkerActive(worker)),
             _ if !client.alive => {
@@ -203,6 +280,10 @@ fn run(seed: u64) {
             model.event(event);
         }
     }
+    while !model.to_report.is_empty() {
+        model.hear_a_shard(&mut random);
+    }
+    assert_eq!(model.cut, model.asked, "snapshots");
     for (push, told) in &model.told {
         assert_eq!(told.decided, 1, "PS-4: push {push:?}");
         assert_eq!(told.noticed, u32::from(told.meta), "push {push:?} with leases must be told exactly once");

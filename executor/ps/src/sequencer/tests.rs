@@ -11,7 +11,7 @@ struct Fixture {
 impl Fixture {
     fn new(mode: Mode, shards: usize, workers: u32) -> Fixture {
         let mut fixture = Fixture { sequencer: Sequencer::new(shards, workers), shards };
-        fixture.event(Event::Initialised { mode, step: 0 });
+        fixture.event(Event::Initialised { mode, step: 0, rounds: 0 });
         for worker in 0..workers {
             fixture.event(Event::WorkerJoined(worker));
         }
@@ -59,7 +59,7 @@ impl Fixture {
 
 fn apply(step: u64, parts: &[(u32, u64, f32)]) -> DecisionKind {
     let parts = parts.iter().map(|&(worker, seq, weight)| Part { worker, seq, weight }).collect();
-    DecisionKind::Apply { step, parts }
+    DecisionKind::Apply { step, parts, totals: vec![] }
 }
 
 fn dropped(worker: u32, seq: u64) -> DecisionKind {
@@ -170,7 +170,7 @@ fn a_worker_with_rows_again_counts_again() {
 #[test] // PS-5
 fn a_worker_that_never_came_is_waited_for_until_it_is_declared_lost() {
     let mut f = Fixture { sequencer: Sequencer::new(1, 2), shards: 1 };
-    f.event(Event::Initialised { mode: Mode::Sync { replicas_to_aggregate: 2 }, step: 0 });
+    f.event(Event::Initialised { mode: Mode::Sync { replicas_to_aggregate: 2 }, step: 0, rounds: 0 });
     f.event(Event::WorkerJoined(0));
     assert_eq!(f.push(0, 1, 0), []);
     assert_eq!(f.event(Event::WorkerLost(1)), [apply(1, &[(0, 1, 1.0)])]);
@@ -217,4 +217,86 @@ fn pushes_without_rows_weigh_the_same() {
     }
     f.staged(1, 0, 1, 0);
     assert_eq!(f.staged(1, 1, 1, 0), [apply(1, &[(0, 1, 0.5), (1, 1, 0.5)])]);
+}
+
+/// Two workers, three shards, two rounds of measuring before each update.
+fn measured(mode: Mode) -> Fixture {
+    let mut fixture = Fixture { sequencer: Sequencer::new(3, 2), shards: 3 };
+    fixture.event(Event::Initialised { mode, step: 0, rounds: 2 });
+    fixture.event(Event::WorkerJoined(0));
+    fixture.event(Event::WorkerJoined(1));
+    fixture
+}
+
+impl Fixture {
+    fn sums(&mut self, shard: usize, step: u64, round: u32, sums: &[f64]) -> Vec<DecisionKind> {
+        self.event(Event::Measured { shard, step, round, sums: sums.to_vec() })
+    }
+}
+
+fn measure(step: u64, round: u32, parts: &[(u32, u64, f32)], totals: &[f64]) -> DecisionKind {
+    let DecisionKind::Apply { parts, .. } = apply(step, parts) else { unreachable!() };
+    DecisionKind::Measure { step, round, parts, totals: totals.to_vec() }
+}
+
+#[test] // PS-1, PS-2
+fn an_update_is_applied_when_every_shard_has_measured_every_round() {
+    let mut f = measured(Mode::Async);
+    assert_eq!(f.push(0, 1, 0), [measure(1, 0, &[(0, 1, 1.0)], &[])]);
+    assert_eq!(f.push(1, 1, 0), [], "one at a time");
+    assert_eq!(f.sums(2, 1, 0, &[0.25]), []);
+    assert_eq!(f.sums(2, 1, 0, &[0.25]), [], "said twice");
+    assert_eq!(f.sums(0, 1, 0, &[4.0]), []);
+    assert_eq!(f.sums(1, 1, 0, &[2.0]), [measure(1, 1, &[(0, 1, 1.0)], &[6.25])]);
+    assert_eq!(f.sums(1, 1, 0, &[2.0]), [], "of the round before");
+    f.sums(0, 1, 1, &[1.0, 10.0]);
+    f.sums(1, 1, 1, &[2.0, 20.0]);
+    let parts = vec![Part { worker: 0, seq: 1, weight: 1.0 }];
+    let applied = DecisionKind::Apply { step: 1, parts, totals: vec![6.25, 6.0, 60.0] };
+    assert_eq!(f.sums(2, 1, 1, &[3.0, 30.0]), [applied, measure(2, 0, &[(1, 1, 1.0)], &[])]);
+}
+
+#[test] // PS-1, PS-4
+fn a_death_while_measuring_neither_stops_nor_changes_the_update() {
+    let mut f = measured(Mode::Sync { replicas_to_aggregate: 2 });
+    assert_eq!(f.push(0, 1, 0), []);
+    f.meta(1, 1, 0, 10);
+    f.staged(0, 1, 1, 0);
+    f.staged(1, 1, 1, 0);
+    let (kinds, notices) = f.all(Event::Staged { shard: 2, worker: 1, seq: 1, base_step: 0 });
+    let both = [(0, 1, 0.5), (1, 1, 0.5)];
+    assert_eq!(kinds, [measure(1, 0, &both, &[])]);
+    // Told with the first decision, so that a fence after it has nothing left to tell.
+    assert!(matches!(&notices[..], [Notice::Committed { step: 1, commits }] if commits.len() == 2));
+    assert_eq!(f.all(Event::WorkerLost(1)), (vec![], vec![]));
+    for shard in 0..2 {
+        assert_eq!(f.sums(shard, 1, 0, &[1.0]), []);
+    }
+    assert_eq!(f.sums(2, 1, 0, &[1.0]), [measure(1, 1, &both, &[3.0])]);
+    assert_eq!(f.all(Event::WorkerLost(0)), (vec![], vec![]));
+    f.sums(0, 1, 1, &[0.0]);
+    f.sums(1, 1, 1, &[0.0]);
+    assert!(matches!(f.sums(2, 1, 1, &[0.0])[..], [DecisionKind::Apply { step: 1, .. }]));
+}
+
+#[test] // PS-2
+fn a_snapshot_waits_for_the_update_that_is_being_measured_and_so_does_the_end() {
+    let mut f = measured(Mode::Async);
+    f.event(Event::MaxSteps(Some(1)));
+    f.push(0, 1, 0);
+    assert_eq!(f.all(Event::SnapshotRequested { id: 4 }), (vec![], vec![]));
+    assert!(!f.sequencer.is_finished(), "its last update is not applied yet");
+    assert_eq!(f.push(1, 1, 0), []);
+    for shard in 0..3 {
+        f.sums(shard, 1, 0, &[1.0]);
+    }
+    f.sums(0, 1, 1, &[1.0]);
+    f.sums(1, 1, 1, &[1.0]);
+    let (kinds, notices) = f.all(Event::Measured { shard: 2, step: 1, round: 1, sums: vec![1.0] });
+    let [DecisionKind::Apply { step: 1, .. }, DecisionKind::Snapshot { id: 4, step: 1 }, last] = &kinds[..] else {
+        panic!("{kinds:?}")
+    };
+    assert_eq!(*last, dropped(1, 1));
+    assert!(matches!(notices[..], [Notice::SnapshotMarker { id: 4, step: 1 }, Notice::Dropped { worker: 1, .. }]));
+    assert!(f.sequencer.is_finished());
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::decision::{Decision, DecisionKind};
+use crate::decision::{Decision, DecisionKind, decode_sums};
 use crate::error::{Error, Refusal, Violation};
 use crate::sequencer::Event;
 use crate::server::state::{Inner, Order, lock};
@@ -89,6 +89,12 @@ fn hear(inner: &Inner, connection: &mut dyn Connection, shard: usize) -> Result<
         let Header { worker, seq, step: base_step, .. } = header;
         match header.kind {
             Kind::Staged => inner.sequence(Event::Staged { shard, worker, seq, base_step })?,
+            Kind::Measured => {
+                let meta = wire::recv_meta(connection, &header, wire::MAX_META)?;
+                let sums = decode_sums(&meta).map_err(|violation| wire::violated(connection, violation))?;
+                let (step, round) = (base_step, u32::try_from(seq).unwrap_or(u32::MAX));
+                inner.sequence(Event::Measured { shard, step, round, sums })?;
+            }
             Kind::WorkerGone => {
                 let address = format!("worker {worker}, as seen by ps:{shard}");
                 let source = std::io::ErrorKind::ConnectionReset.into();

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use crate::decision::Decision;
+use crate::decision::{Decision, encode_sums};
 use crate::error::{Error, Refusal};
 use crate::layout::Fingerprint;
 use crate::sequencer::{Action, Event, Sequencer};
 use crate::server::peer::Link;
 use crate::server::{ServerEvent, ServerOptions};
-use crate::shard::Shard;
+use crate::shard::{Measured, Performed, Shard};
 use crate::transport::{Closer, Connection};
 use crate::wire::{self, Header, Kind};
 
@@ -168,15 +168,15 @@ impl Inner {
         loop {
             let mut guard = lock(&self.shard);
             let Some(shard) = guard.as_mut() else { return };
-            let mut snapshot = None;
+            let mut result = Performed::Nothing;
             let mut performed = false;
-            while snapshot.is_none() {
+            while matches!(result, Performed::Nothing) {
                 let Some(decision) = lock(&self.decided).pop_front() else {
                     break;
                 };
                 performed = true;
                 match shard.apply(decision) {
-                    Ok(cut) => snapshot = cut,
+                    Ok(given) => result = given,
                     Err(error) => {
                         drop(guard);
                         return self.fail(error);
@@ -187,12 +187,24 @@ impl Inner {
             if performed {
                 self.changed.notify_all();
             }
-            // Outside of the lock: the host may take its time.
-            match snapshot {
-                Some(snapshot) => self.emit(ServerEvent::Snapshot(snapshot)),
-                None => return,
+            // Outside of the lock: the host may take its time, and the order is locked before the shard.
+            match result {
+                Performed::Snapshot(snapshot) => self.emit(ServerEvent::Snapshot(snapshot)),
+                Performed::Measured(measured) => self.report_measured(measured),
+                Performed::Nothing => return,
             }
         }
+    }
+
+    fn report_measured(&self, Measured { step, round, sums }: Measured) {
+        if let Ok(mut order) = self.order() {
+            return self.sequence_locked(&mut order, Event::Measured { shard: 0, step, round, sums });
+        }
+        let mut header = Header::new(Kind::Measured);
+        (header.step, header.seq) = (step, u64::from(round));
+        let mut meta = Vec::new();
+        encode_sums(&sums, &mut meta);
+        self.report(header, &meta);
     }
 
     /// ps:0: begins a session of `worker`. One that still seems to live is lost by that.
@@ -303,9 +315,9 @@ impl Inner {
     }
 
     /// ps:k: tells ps:0. A frame that cannot be sent is noticed by the thread that reads the link.
-    pub(super) fn report(&self, header: Header) {
+    pub(super) fn report(&self, header: Header, meta: &[u8]) {
         if let Some(uplink) = lock(&self.uplink).as_mut()
-            && let Err(error) = wire::send(&mut **uplink, header, &[], [])
+            && let Err(error) = wire::send(&mut **uplink, header, meta, [])
         {
             tracing::debug!(%error, "cannot report to ps:0");
         }

@@ -30,7 +30,7 @@ pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32,
         // push to be complete rather than reading.
         let mut header = Header::new(Kind::WorkerGone);
         (header.worker, header.seq) = (worker, first_seq(session));
-        inner.report(header);
+        inner.report(header, &[]);
     }
 }
 
@@ -162,7 +162,9 @@ impl Served<'_> {
         let (step, optimizer_step) = (header.step, init.optimizer_step);
         let buffers = (options.shard == 0).then_some(buffers);
         let shard = options.shard;
-        let begin = Begin { shard, range, optimizer: init.optimizer, step, optimizer_step, params, slots, buffers };
+        let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
+        let variables = init.layout.parts_in(range.clone());
+        let begin = Begin { shard, alone, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
         match self.install(begin, &init)? {
             Ok(()) => wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], []),
             Err(refusal) => self.refuse(refusal),
@@ -183,7 +185,9 @@ impl Served<'_> {
         }
         let shard = Shard::new(begin)?;
         if inner.order.is_some() {
-            inner.sequence(Event::Initialised { mode: init.mode, step })?;
+            // A single shard measures as it applies, there is nobody to ask.
+            let rounds = if inner.options.num_shards > 1 { init.optimizer.rounds().len() as u32 } else { 0 };
+            inner.sequence(Event::Initialised { mode: init.mode, step, rounds })?;
         }
         inner.emit(ServerEvent::Initialised { step, layout: init.layout.clone() });
         *fingerprint = Some(init.layout.fingerprint());
@@ -269,7 +273,7 @@ impl Served<'_> {
             inner.wait_linked()?;
             let mut header = Header::new(Kind::Staged);
             (header.worker, header.seq, header.step) = (worker, seq, base_step);
-            inner.report(header);
+            inner.report(header, &[]);
             return Ok(());
         }
         let meta = PushMeta { worker, seq, base_step, rows, loss, leases, buffers };

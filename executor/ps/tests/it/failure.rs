@@ -172,3 +172,72 @@ fn a_death_that_a_shard_sees_before_it_has_reached_ps0_is_still_reported() {
     assert_eq!((gone.worker, gone.seq), (1, 7 << 32));
     server.stop();
 }
+
+#[test] // PS-1, PS-5
+fn a_worker_that_dies_while_its_gradient_is_measured_is_applied_and_stops_nobody() {
+    let problem = Regression::new(FEATURES, 6);
+    let cluster = Cluster::start_first(1, 2, 1);
+    // ps:1, by hand.
+    let mut link = Tcp.connect(&cluster.addresses[0], DEADLINE).unwrap();
+    link.set_timeout(Some(DEADLINE)).unwrap();
+    let role = HelloRole::Shard { shard: 1 };
+    let (version, token) = (wire::VERSION, TOKEN.to_owned());
+    let as_shard = Hello { version, token: token.clone(), generation: 3, shard: 0, num_shards: 2, role };
+    wire::send(&mut *link, Header::new(Kind::Hello), &wire::to_json("hello", &as_shard).unwrap(), []).unwrap();
+    wire::expect(&mut *link, Kind::Welcome, "Welcome").unwrap();
+    // And the chief, of which only the half for ps:0 is real.
+    let mut chief = Tcp.connect(&cluster.addresses[0], DEADLINE).unwrap();
+    chief.set_timeout(Some(DEADLINE)).unwrap();
+    let role = HelloRole::Worker { worker: 0, is_chief: true, session: None };
+    let as_chief = Hello { role, ..as_shard };
+    wire::send(&mut *chief, Header::new(Kind::Hello), &wire::to_json("hello", &as_chief).unwrap(), []).unwrap();
+    let session = wire::expect(&mut *chief, Kind::Welcome, "Welcome").unwrap().seq;
+    let layout = problem.layout().unwrap();
+    let range = shard_range(layout.total, 2, 0);
+    let optimizer = sgd(1.0).with_clip_norm(5.0);
+    let init = wire::Init { layout, optimizer, mode: Mode::Async, optimizer_step: 0, slots: vec![] };
+    let mut header = Header::new(Kind::Init);
+    (header.body, header.aux) = (range.len() as u64, 1);
+    let zeros = vec![0.0f32; range.len() + 1];
+    wire::send(&mut *chief, header, &wire::to_json("init", &init).unwrap(), [&zeros[..]]).unwrap();
+    wire::expect(&mut *chief, Kind::Ok, "Ok").unwrap();
+    let mut header = Header::new(Kind::PushPull);
+    (header.seq, header.rows, header.body) = ((session << 32) + 1, 5, range.len() as u64);
+    wire::send(&mut *chief, header, b"lease", [&vec![1.0f32; range.len()][..]]).unwrap();
+    let mut staged = Header::new(Kind::Staged);
+    staged.seq = header.seq;
+    wire::send(&mut *link, staged, &[], []).unwrap();
+    let decision = |link: &mut dyn tfos_ps::transport::Connection| {
+        let header = wire::expect(link, Kind::Decision, "Decision").unwrap();
+        (header.flags, header.step, wire::recv_meta(link, &header, wire::MAX_META).unwrap())
+    };
+    let (measure, step, parts) = decision(&mut *link);
+    assert_eq!((measure, step, parts.len()), (4, 1, 16));
+
+    drop(chief);
+    let mut gone = Header::new(Kind::WorkerGone);
+    gone.seq = session << 32;
+    wire::send(&mut *link, gone, &[], []).unwrap();
+    let mut committed = 0;
+    cluster.await_event(0, |event| match event {
+        ServerEvent::Committed { step: 1, .. } => {
+            committed += 1;
+            None
+        }
+        // The fault fired; everything of its pushes was told before.
+        ServerEvent::WorkerLost { worker: 0, .. } => Some(()),
+        _ => None,
+    });
+    assert_eq!(committed, 1);
+    cluster.servers[0].request_snapshot(9).unwrap();
+    let mut measured = Header::new(Kind::Measured);
+    measured.step = 1;
+    let sums = (100.0 - range.len() as f64).to_le_bytes();
+    wire::send(&mut *link, measured, &sums, []).unwrap();
+    let (apply, step, meta) = decision(&mut *link);
+    assert_eq!((apply, step, &meta[16..]), (1, 1, &100.0f64.to_le_bytes()[..]));
+    let cut = cluster.await_event(0, |event| if let ServerEvent::Snapshot(cut) = event { Some(cut) } else { None });
+    assert_eq!((cut.id, cut.step), (9, 1));
+    let wanted = -(5.0 / (10.0 + 1e-6)) as f32;
+    assert!(cut.params.iter().all(|&p| p == wanted), "{} and not {wanted}", cut.params[0]);
+}

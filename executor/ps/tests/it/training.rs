@@ -27,12 +27,15 @@ fn sync_with_all_workers_equals_one_process() {
     let rules = [
         Optimizer::adagrad(0.1),
         Optimizer::adamw(0.02),
+        Optimizer::lamb(0.02),
         Optimizer::rmsprop(0.01),
         Optimizer::adadelta(1.0),
         Optimizer::ftrl(0.1),
     ];
     let scheduled = rules.map(|rule| rule.with_schedule(Schedule::polynomial(60, 1.0)));
-    for optimizer in [sgd(0.1), adam()].into_iter().chain(scheduled) {
+    // Small enough to clip most gradients, large enough to leave some alone.
+    let clipped = [sgd(0.1).with_clip_norm(1.0), adam().with_clip_norm(0.5), Optimizer::lamb(0.02).with_clip_norm(0.5)];
+    for optimizer in [sgd(0.1), adam()].into_iter().chain(scheduled).chain(clipped) {
         let problem = Regression::new(60, 1);
         let cluster = Cluster::start(2, 2);
         let results: Vec<Vec<f32>> = thread::scope(|scope| {
@@ -197,4 +200,37 @@ fn stopping_ends_everybody_who_waits() {
             cluster.drain(shard).into_iter().filter(|event| matches!(event, ServerEvent::Failed(_))).collect();
         assert!(failures.is_empty(), "an orderly stop is no failure: {failures:?}");
     }
+}
+
+#[test]
+fn norms_are_those_of_the_whole_model_on_any_number_of_shards() {
+    // `weight` lies on all shards, `bias` on one.
+    for optimizer in [adam(), Optimizer::lamb(0.01).into()].map(|optimizer| optimizer.with_clip_norm(0.7)) {
+        same_on_any_number_of_shards(optimizer);
+    }
+}
+
+fn same_on_any_number_of_shards(optimizer: Scheduled) {
+    let problem = Regression::new(90, 8);
+    let layout = problem.layout().unwrap();
+    let mut local = vec![0.0; layout.total];
+    let mut trainer = LocalTrainer::new(layout, optimizer, 0);
+    let clusters = [1, 3].map(|shards| Cluster::start(shards, 1));
+    let mut workers =
+        clusters.each_ref().map(|cluster| Worker::join(cluster, 0, &problem, Some((optimizer, Mode::Async))));
+    let (mut clipped, mut whole) = (0, 0);
+    for step in 0..60 {
+        let (_, mut gradient) = problem.gradient(&local, step * 8..step * 8 + 8);
+        let size = if step % 2 == 0 { 1.0 } else { 0.01 };
+        gradient.iter_mut().for_each(|g| *g *= size);
+        let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        *if norm > 0.7 { &mut clipped } else { &mut whole } += 1;
+        let (bias, weight) = local.split_at_mut(1);
+        trainer.apply(&mut [bias, weight], &[&gradient[..1], &gradient[1..]]).unwrap();
+        for worker in &mut workers {
+            assert!(!worker.push(&gradient, 8, 0.0).unwrap().dropped);
+            assert_eq!(worker.params, local, "step {step}");
+        }
+    }
+    assert!(clipped > 10 && whole > 10, "{clipped} were clipped, {whole} were not");
 }

@@ -28,6 +28,8 @@ pub enum Rule {
     Adam,
     /// Adam with decoupled weight decay.
     Adamw,
+    /// LAMB, which is meant for large batches.
+    Lamb,
     /// RMSprop.
     Rmsprop,
     /// Adadelta.
@@ -92,7 +94,7 @@ pub struct Args {
     #[arg(long, default_value_t = 32)]
     pub batch_size: usize,
     /// Learning rate [default: 0.001 (mlp) or 0.002 (cnn) for adam and adamw, 0.05 for sgd, 0.01 (mlp) or 0.02 (cnn) for
-    /// adagrad, 0.001 for rmsprop, 1 for adadelta, 0.02 (mlp) or 0.01 (cnn) for ftrl].
+    /// adagrad, 0.01 for lamb, 0.001 for rmsprop, 1 for adadelta, 0.02 (mlp) or 0.01 (cnn) for ftrl].
     #[arg(long, allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// Update rule.
@@ -107,6 +109,9 @@ pub struct Args {
     /// Global steps over which the learning rate grows to its value, before the schedule.
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub warmup_steps: u64,
+    /// Scale gradients whose L2 norm over all variables is larger down to it [default: leave them].
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub clip_norm: Option<f64>,
     /// Seed of the network and of the drawn digits [default: the job's].
     #[arg(long)]
     pub seed: Option<u64>,
@@ -140,6 +145,9 @@ impl Args {
         }
         if parsed.learning_rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
             return usage("--learning-rate must be a positive number");
+        }
+        if parsed.clip_norm.is_some_and(|norm| !norm.is_finite() || norm <= 0.0) {
+            return usage("--clip-norm must be a positive number");
         }
         if parsed.schedule_steps == Some(0) {
             return usage("--schedule-steps must be at least 1");
@@ -184,6 +192,7 @@ impl Args {
                 weight_decay: 0.0,
             },
             Rule::Adamw => Optimizer::adamw(rate(0.001, 0.002)),
+            Rule::Lamb => Optimizer::lamb(rate(0.01, 0.01)),
             Rule::Rmsprop => Optimizer::rmsprop(rate(0.001, 0.001)),
             Rule::Adadelta => Optimizer::adadelta(rate(1.0, 1.0)),
             // A larger accumulator at the beginning would make it forget the network that it begins with.
@@ -232,6 +241,9 @@ mod tests {
             ("--nonsense", "--nonsense"),
             ("--batch-size 0", "--batch-size"),
             ("--learning-rate -1", "--learning-rate"),
+            ("--clip-norm 0", "--clip-norm"),
+            ("--clip-norm -1", "--clip-norm"),
+            ("--clip-norm NaN", "--clip-norm"),
             ("--input-mode direct", "--data"),
             ("--format yaml", "yaml"),
             ("--schedule cosine", "--schedule-steps"),
@@ -246,17 +258,18 @@ mod tests {
 
     #[test]
     fn arguments_travel_as_json() {
-        let line =
-            "--network cnn --epochs 3 --optimizer ftrl --schedule polynomial --schedule-steps 9 --warmup-steps 2";
+        let line = "--network cnn --epochs 3 --optimizer ftrl --schedule polynomial --schedule-steps 9 --warmup-steps 2 \
+             --clip-norm 0.5";
         let args = read(line).unwrap();
         let again: Args = serde_json::from_str(&serde_json::to_string(&args).unwrap()).unwrap();
         assert_eq!((again.network, again.passes(), again.rule()), (Network::Cnn, 3, args.rule()));
+        assert_eq!(again.clip_norm, Some(0.5));
         assert_eq!(again.rates(), Schedule::polynomial(9, 1.0).with_warmup(2, 0.1));
     }
 
     #[test]
     fn every_rule_and_schedule_is_named_as_in_json() {
-        for name in ["sgd", "adagrad", "adam", "adamw", "rmsprop", "adadelta", "ftrl"] {
+        for name in ["sgd", "adagrad", "adam", "adamw", "lamb", "rmsprop", "adadelta", "ftrl"] {
             let rule = read(&format!("--optimizer {name}")).unwrap().rule();
             assert_eq!(serde_json::to_value(rule).unwrap()["name"], name);
         }

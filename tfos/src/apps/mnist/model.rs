@@ -98,6 +98,10 @@ impl Model for Classifier {
         self.args.rates()
     }
 
+    fn clip_norm(&self) -> Option<f64> {
+        self.args.clip_norm
+    }
+
     fn batch_size(&self) -> usize {
         self.args.batch_size
     }

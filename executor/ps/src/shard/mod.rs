@@ -9,13 +9,16 @@
 //! In the steady state nothing is allocated: versions go back to a pool when their last reader lets go, and a staged
 //! gradient's buffer goes back to its connection with the outcome.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::error::{Error, Violation};
-use crate::optimizer::{MAX_SLOTS, Scheduled, accumulate};
+use crate::optimizer::{MAX_SLOTS, Round, Scheduled, accumulate, square_sum};
 use crate::snapshot::Snapshot;
 
 /// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
@@ -49,6 +52,23 @@ pub(crate) struct Outcome {
     pub(crate) staged: Option<Staged>,
 }
 
+/// What performing a decision gives, besides outcomes.
+#[derive(Debug)]
+pub(crate) enum Performed {
+    Nothing,
+    Snapshot(Snapshot),
+    /// This shard's part of a round of measuring.
+    Measured(Measured),
+}
+
+/// Sums over this shard, which ps:0 adds up over all shards.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Measured {
+    pub(crate) step: u64,
+    pub(crate) round: u32,
+    pub(crate) sums: Vec<f64>,
+}
+
 #[derive(Debug, Default)]
 struct WorkerState {
     /// All pushes up to this one are decided.
@@ -60,7 +80,11 @@ struct WorkerState {
 #[derive(Debug)]
 pub(crate) struct Begin {
     pub(crate) shard: usize,
+    /// Whether there is no other: then ps:0 does not have it measured apart, and it measures while it applies.
+    pub(crate) alone: bool,
     pub(crate) range: Range<usize>,
+    /// The part of each variable of the layout in it, counted from its start.
+    pub(crate) variables: Vec<Range<usize>>,
     pub(crate) optimizer: Scheduled,
     pub(crate) step: u64,
     pub(crate) optimizer_step: u64,
@@ -74,7 +98,10 @@ pub(crate) struct Begin {
 #[derive(Debug)]
 pub(crate) struct Shard {
     shard: usize,
+    alone: bool,
     range: Range<usize>,
+    /// What is updated alike: the parts of the variables, or everything where variables do not matter.
+    variables: Vec<Range<usize>>,
     optimizer: Scheduled,
     optimizer_step: u64,
     current: Version,
@@ -103,8 +130,12 @@ impl Shard {
             let expected = begin.optimizer.slots().len().to_string();
             return Err(Error::State { what: "number of slots", expected, found: begin.slots.len().to_string() });
         }
+        let everything = vec![0..expected];
+        let variables = if begin.optimizer.has_trust_ratios() { begin.variables } else { everything };
         Ok(Shard {
             shard: begin.shard,
+            variables,
+            alone: begin.alone,
             range: begin.range,
             optimizer: begin.optimizer,
             optimizer_step: begin.optimizer_step,
@@ -159,82 +190,124 @@ impl Shard {
     }
 
     /// Performs one decision. An error means that this shard can no longer be equal to the others.
-    pub(crate) fn apply(&mut self, decision: Decision) -> Result<Option<Snapshot>, Error> {
+    pub(crate) fn apply(&mut self, decision: Decision) -> Result<Performed, Error> {
         let Decision { index, kind } = decision;
-        let diverged = |shard, violation| Error::Diverged { shard, index, violation };
         if index != self.next_index {
             let violation = Violation::Mismatch { what: "index", expected: self.next_index, found: index };
-            return Err(diverged(self.shard, violation));
+            return Err(self.diverged(index, violation));
         }
         self.next_index += 1;
         match kind {
-            DecisionKind::Apply { step, parts } => {
-                if step != self.current.step + 1 {
-                    let violation = Violation::Mismatch { what: "step", expected: self.current.step + 1, found: step };
-                    return Err(diverged(self.shard, violation));
+            DecisionKind::Measure { step, round, parts, totals } => {
+                self.gather(index, step, &parts)?;
+                let sums = self.measure(round, &parts, &totals)?;
+                Ok(Performed::Measured(Measured { step, round, sums }))
+            }
+            DecisionKind::Apply { step, parts, mut totals } => {
+                self.gather(index, step, &parts)?;
+                for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
+                    totals.extend(self.measure(round as u32, &parts, &totals)?);
                 }
-                for (place, part) in parts.iter().enumerate() {
-                    // The staged gradients come to the front, in the order of the parts.
-                    let is_part = |staged: &Staged| staged.worker == part.worker && staged.seq == part.seq;
-                    match self.staged.iter().skip(place).position(is_part) {
-                        Some(found) => self.staged.swap(place, place + found),
-                        None => {
-                            let violation = Violation::NotStaged { worker: part.worker, seq: part.seq };
-                            return Err(diverged(self.shard, violation));
-                        }
-                    }
-                }
-                self.update(step, &parts)?;
+                self.update(step, &parts, &totals)?;
                 for part in parts.iter().rev() {
                     let staged = self.staged.iter().position(|s| s.worker == part.worker && s.seq == part.seq);
                     let staged = staged.map(|at| self.staged.swap_remove(at));
                     self.decided(part.worker, part.seq, false, staged);
                 }
-                Ok(None)
+                Ok(Performed::Nothing)
             }
             DecisionKind::Drop { worker, seq } => {
                 let staged = self.staged.iter().position(|s| s.worker == worker && s.seq == seq);
                 let staged = staged.map(|at| self.staged.swap_remove(at));
                 self.decided(worker, seq, true, staged);
-                Ok(None)
+                Ok(Performed::Nothing)
             }
             DecisionKind::Snapshot { id, step } => {
                 if step != self.current.step {
                     let violation = Violation::Mismatch { what: "step", expected: self.current.step, found: step };
-                    return Err(diverged(self.shard, violation));
+                    return Err(self.diverged(index, violation));
                 }
-                Ok(Some(self.snapshot(id)))
+                Ok(Performed::Snapshot(self.snapshot(id)))
+            }
+        }
+    }
+
+    fn diverged(&self, index: u64, violation: Violation) -> Error {
+        Error::Diverged { shard: self.shard, index, violation }
+    }
+
+    /// Checks that `step` is the next one, and brings its gradients to the front, in the order of the parts.
+    fn gather(&mut self, index: u64, step: u64, parts: &[Part]) -> Result<(), Error> {
+        if step != self.current.step + 1 {
+            let violation = Violation::Mismatch { what: "step", expected: self.current.step + 1, found: step };
+            return Err(self.diverged(index, violation));
+        }
+        for (place, part) in parts.iter().enumerate() {
+            let is_part = |staged: &Staged| staged.worker == part.worker && staged.seq == part.seq;
+            match self.staged.iter().skip(place).position(is_part) {
+                Some(found) => self.staged.swap(place, place + found),
+                None => {
+                    let violation = Violation::NotStaged { worker: part.worker, seq: part.seq };
+                    return Err(self.diverged(index, violation));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
+    fn measure(&mut self, round: u32, parts: &[Part], totals: &[f64]) -> Result<Vec<f64>, Error> {
+        let (staged, scratch) = (&self.staged, &mut self.scratch);
+        match self.optimizer.round(round, totals, self.variables.len())? {
+            Round::GradientNorm => {
+                let mut sum = 0.0;
+                for block in blocks(0..self.range.len()) {
+                    let (scale, grad) = aggregated(staged, parts, block, scratch);
+                    sum += f64::from(scale).powi(2) * square_sum(grad);
+                }
+                Ok(vec![sum])
+            }
+            Round::TrustRatios => {
+                let update = self.optimizer.clipped_update(self.current.step, self.optimizer_step + 1, totals);
+                let mut sums = Vec::with_capacity(2 * self.variables.len());
+                for variable in &self.variables {
+                    let mut norms = [0.0; 2];
+                    for block in blocks(variable.clone()) {
+                        let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
+                        let mut slots: [&[f32]; MAX_SLOTS] = Default::default();
+                        for (view, slot) in slots.iter_mut().zip(&self.slots) {
+                            *view = &slot[block.clone()];
+                        }
+                        let slots = &slots[..self.slots.len()];
+                        let found = update.norms(scale, &self.current.params[block], grad, slots)?;
+                        norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
+                    }
+                    sums.extend(norms);
+                }
+                Ok(sums)
             }
         }
     }
 
     /// Writes the next version from the first `parts.len()` staged gradients, in one pass over all memory.
-    fn update(&mut self, step: u64, parts: &[Part]) -> Result<(), Error> {
-        let len = self.len();
+    fn update(&mut self, step: u64, parts: &[Part], totals: &[f64]) -> Result<(), Error> {
+        let variables = self.variables.len();
+        let plan = self.optimizer.plan(self.current.step, self.optimizer_step + 1, totals, variables)?;
+        self.optimizer_step += 1;
         let mut next = self.spare();
         let out = Arc::make_mut(&mut next);
-        self.optimizer_step += 1;
-        let update = self.optimizer.update(self.current.step, self.optimizer_step);
         let count = self.slots.len();
-        let mut start = 0;
-        while start < len {
-            let block = start..(start + BLOCK).min(len);
-            start = block.end;
-            let params = &mut out[block.clone()];
-            params.copy_from_slice(&self.current.params[block.clone()]);
-            let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
-            for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
-                *view = &mut slot[block.clone()];
-            }
-            let slots = &mut slots[..count];
-            if let [part] = parts {
-                update.apply(part.weight, params, &self.staged[0].gradient[block], slots)?;
-            } else {
-                let sum = &mut self.scratch[..block.len()];
-                for (i, (part, staged)) in parts.iter().zip(&self.staged).enumerate() {
-                    accumulate(sum, &staged.gradient[block.clone()], part.weight, i == 0);
+        for (variable, part) in self.variables.iter().enumerate() {
+            let update = plan.of(variable);
+            for block in blocks(part.clone()) {
+                let params = &mut out[block.clone()];
+                params.copy_from_slice(&self.current.params[block.clone()]);
+                let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
+                for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
+                    *view = &mut slot[block.clone()];
                 }
-                update.apply(1.0, params, sum, slots)?;
+                let (scale, grad) = aggregated(&self.staged, parts, block, &mut self.scratch);
+                update.apply(scale, params, grad, &mut slots[..count])?;
             }
         }
         for staged in &mut self.staged[..parts.len()] {
@@ -259,8 +332,11 @@ impl Shard {
     fn decided(&mut self, worker: u32, seq: u64, dropped: bool, staged: Option<Staged>) {
         let version = self.current.clone();
         let state = self.workers.entry(worker).or_default();
-        state.decided = state.decided.max(seq);
-        state.outcome = Some(Outcome { seq, dropped, version, staged });
+        // A later push of a worker that came back can be dropped while an earlier one is still being measured.
+        if seq >= state.decided {
+            state.decided = seq;
+            state.outcome = Some(Outcome { seq, dropped, version, staged });
+        }
     }
 
     fn snapshot(&self, id: u64) -> Snapshot {
@@ -287,87 +363,24 @@ impl Shard {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::optimizer::Optimizer;
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
+}
 
-    fn shard(len: usize) -> Shard {
-        let optimizer = Optimizer::Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-        let (params, slots) = (vec![0.0; len], Vec::new());
-        let begin = Begin {
-            shard: 1,
-            range: 16..16 + len,
-            optimizer: optimizer.into(),
-            step: 5,
-            optimizer_step: 0,
-            params,
-            slots,
-            buffers: None,
-        };
-        Shard::new(begin).unwrap()
+/// What is applied to a block: a factor and the gradient. One part is used as it lies, several are summed in `scratch`.
+fn aggregated<'a>(
+    staged: &'a [Staged],
+    parts: &[Part],
+    block: Range<usize>,
+    scratch: &'a mut [f32],
+) -> (f32, &'a [f32]) {
+    if let ([part], [staged, ..]) = (parts, staged) {
+        return (part.weight, &staged.gradient[block]);
     }
-
-    fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {
-        let gradient = vec![value; shard.len()];
-        shard.stage(Staged { worker, seq, gradient, buffers: None });
+    let sum = &mut scratch[..block.len()];
+    for (i, (part, staged)) in parts.iter().zip(staged).enumerate() {
+        accumulate(sum, &staged.gradient[block.clone()], part.weight, i == 0);
     }
-
-    fn apply(index: u64, step: u64, parts: &[(u32, u64, f32)]) -> Decision {
-        let parts = parts.iter().map(|&(worker, seq, weight)| Part { worker, seq, weight }).collect();
-        Decision { index, kind: DecisionKind::Apply { step, parts } }
-    }
-
-    #[test]
-    fn an_update_is_the_weighted_sum_of_its_parts_in_every_block() {
-        let mut shard = shard(2 * BLOCK + 3);
-        stage(&mut shard, 2, 1, 100.0);
-        stage(&mut shard, 1, 1, 4.0);
-        stage(&mut shard, 0, 1, 8.0);
-        shard.apply(apply(0, 6, &[(0, 1, 0.75), (1, 1, 0.25)])).unwrap();
-        assert!(shard.current().params.iter().all(|&p| p == -7.0));
-        assert_eq!(shard.staged.len(), 1);
-        let outcome = shard.take_outcome(1, 1).unwrap();
-        assert!(!outcome.dropped && outcome.version.step == 6 && outcome.staged.is_some());
-        assert!(shard.take_outcome(2, 1).is_none());
-    }
-
-    #[test]
-    fn a_version_in_a_readers_hand_never_changes_and_is_used_again_afterwards() {
-        let mut shard = shard(100);
-        let mut held = Vec::new();
-        for i in 0..4 {
-            stage(&mut shard, 0, i + 1, 1.0);
-            shard.apply(apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
-            held.push(shard.take_outcome(0, i + 1).unwrap().version);
-        }
-        assert_eq!(held.iter().map(|v| v.params[99]).collect::<Vec<_>>(), [-1.0, -2.0, -3.0, -4.0]);
-        drop(held);
-        let before = shard.pool.len();
-        for i in 4..20 {
-            stage(&mut shard, 0, i + 1, 1.0);
-            shard.apply(apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
-            shard.forget(0, i + 1);
-        }
-        assert_eq!(shard.pool.len(), before);
-    }
-
-    #[test] // PS-2
-    fn a_gap_or_an_unknown_push_stops_the_shard() {
-        let mut shard = shard(10);
-        assert!(matches!(shard.apply(apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
-        assert!(matches!(shard.apply(apply(0, 7, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
-        assert!(matches!(shard.apply(apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
-        assert!(shard.current().params.iter().all(|&p| p == 0.0));
-    }
-
-    #[test] // PS-4
-    fn a_push_that_was_dropped_before_it_was_complete_is_not_kept() {
-        let mut shard = shard(10);
-        shard.apply(Decision { index: 0, kind: DecisionKind::Drop { worker: 3, seq: 7 } }).unwrap();
-        stage(&mut shard, 3, 7, 1.0);
-        assert!(shard.staged.is_empty());
-        let outcome = shard.take_outcome(3, 7).unwrap();
-        assert!(outcome.dropped && outcome.staged.is_some());
-    }
+    (1.0, sum)
 }

@@ -1,0 +1,97 @@
+//! What the sequencer is told and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(doc)]
+use crate::decision::DecisionKind;
+use crate::decision::{Commit, Decision, DropReason};
+
+/// How pushes become global steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum Mode {
+    /// Every complete push becomes the next global step, in order of completion.
+    Async,
+    /// As soon as min(R, active workers) pushes computed at the current step are complete, their mean, weighted by
+    /// rows, becomes the next step; what comes later was computed at an old step and is dropped.
+    Sync { replicas_to_aggregate: u32 },
+}
+
+/// What happened, as the sequencer sees it. Workers are named by index; the host keeps apart the sessions of a
+/// worker that connects again, and its `seq` numbers increase over sessions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// All shards have been initialised, at this global step.
+    Initialised {
+        mode: Mode,
+        step: u64,
+        /// Rounds of measuring before each update, see [`DecisionKind::Measure`]; 0 where nothing is measured.
+        rounds: u32,
+    },
+    WorkerJoined(u32),
+    /// It has rows again.
+    WorkerActive(u32),
+    /// It has no rows at the moment.
+    WorkerIdle(u32),
+    /// It finished.
+    WorkerLeft(u32),
+    /// It died: from here on nothing of it is applied.
+    WorkerLost(u32),
+    /// The worker's gradient has fully arrived at this shard.
+    Staged {
+        shard: usize,
+        worker: u32,
+        seq: u64,
+        base_step: u64,
+    },
+    /// What ps:0 knows of a push besides the gradient.
+    PushMeta(PushMeta),
+    /// A shard has performed the measuring decision of this step and round.
+    Measured {
+        shard: usize,
+        step: u64,
+        round: u32,
+        sums: Vec<f64>,
+    },
+    SnapshotRequested {
+        id: u64,
+    },
+    /// No update after this global step; `None` lifts the bound.
+    MaxSteps(Option<u64>),
+    /// No further updates at all.
+    Stop,
+}
+
+/// A push without its gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PushMeta {
+    pub worker: u32,
+    pub seq: u64,
+    /// Global step of the parameters that the gradient was computed from.
+    pub base_step: u64,
+    pub rows: u64,
+    pub loss: f64,
+    pub leases: Vec<u8>,
+    /// Whether non-trainable state came with it.
+    pub buffers: bool,
+}
+
+/// What the host must do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send to all shards, this one included, in this order.
+    Decide(Decision),
+    /// Tell the host of the ps.
+    Emit(Notice),
+}
+
+/// What the host of ps:0 is told, in the order of the decisions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// These pushes became global step `step`: their leases are committed with it.
+    Committed { step: u64, commits: Vec<Commit> },
+    /// This push was not applied: its leases go back. Not sent for a push of which only gradients arrived.
+    Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
+    /// Everything before is in snapshot `id`, nothing after.
+    SnapshotMarker { id: u64, step: u64 },
+}
