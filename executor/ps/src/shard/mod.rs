@@ -130,7 +130,7 @@ impl Shard {
             let expected = begin.optimizer.slots().len().to_string();
             return Err(Error::State { what: "number of slots", expected, found: begin.slots.len().to_string() });
         }
-        let everything = vec![0..expected];
+        let everything = std::iter::once(0..expected).collect();
         let variables = if begin.optimizer.has_trust_ratios() { begin.variables } else { everything };
         Ok(Shard {
             shard: begin.shard,
