@@ -30,7 +30,7 @@ fn a_cluster_too_small_for_its_roles() {
 #[test]
 fn options_that_are_not_built_in_are_not_ignored() {
     let lab = Lab::new("options_that_are_not_built_in_are_not_ignored");
-    let flags = "--rdma --tensorboard --max-staleness 3 --ps-replicas 2 --master yarn";
+    let flags = "--rdma --tensorboard --sync-replicas --max-staleness 3 --ps-replicas 2 --master yarn";
     let words = ["--rdma", "--tensorboard", "--max-staleness", "--ps-replicas", "`yarn`"];
     refused(lab.submit("mnist").flags(flags), 2, &words);
 }

@@ -124,7 +124,7 @@ fn cnn_from_tfrecords_read_directly() {
 #[test] // each rule, at its own default rate
 fn every_optimizer_learns() {
     let lab = Lab::new("every_optimizer_learns");
-    for rule in ["sgd", "adagrad", "adam", "adamw", "rmsprop", "adadelta", "ftrl"] {
+    for rule in ["sgd", "adagrad", "adam", "adamw", "lamb", "rmsprop", "adadelta", "ftrl"] {
         let shape = "--cluster-size 3 --num-ps 1 --sync-replicas";
         let model = lab.path(rule);
         let submit = lab.submit("mnist").model_dir(&model).flags(shape).flags("--quiet");
@@ -139,6 +139,16 @@ fn backup_workers_lose_no_row() {
     let shape = "--cluster-size 4 --num-ps 1 --sync-replicas --replicas-to-aggregate 2";
     let done = train(&lab, "mlp", 3, "parquet", shape, "");
     assert!(done.number("metrics.accuracy") > 0.85);
+}
+
+#[test] // whoever is too far ahead waits, and nobody for ever
+fn staleness_stays_within_its_bound() {
+    let lab = Lab::new("staleness_stays_within_its_bound");
+    let free = train(&lab, "mlp", 3, "parquet", "--cluster-size 4 --num-ps 1", "");
+    assert!(free.number("largest_staleness") > 2.0, "without a bound there is nothing to see");
+    let bounded = train(&lab, "mlp", 3, "parquet", "--cluster-size 5 --num-ps 2 --max-staleness 2", "--clip-norm 5");
+    assert!(bounded.number("metrics.accuracy") > 0.85);
+    assert!((1.0..=2.0).contains(&bounded.number("largest_staleness")));
 }
 
 #[test] // one node scores every checkpoint on the second input

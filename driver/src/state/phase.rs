@@ -48,6 +48,7 @@ pub(super) struct Phase {
     pub(super) rows: u64,
     loss: Option<f64>,
     dropped: u64,
+    largest_staleness: u64,
     pub(super) commits: Vec<CommitRecord>,
     pub(super) next_snapshot: u64,
     pub(super) snapshot: Option<Snapshot>,
@@ -89,6 +90,7 @@ impl Phase {
             rows: 0,
             loss: None,
             dropped: 0,
+            largest_staleness: 0,
             commits: vec![],
             next_snapshot: 1,
             snapshot: None,
@@ -241,6 +243,7 @@ impl Phase {
                 self.table.commit(commit.worker, *range).map_err(|e| internal(e.to_string()))?;
             }
             self.step = self.step.max(GlobalStep(commit.global_step));
+            self.largest_staleness = self.largest_staleness.max(commit.staleness);
             self.rows += ranges.iter().map(RowRange::rows).sum::<u64>();
             if commit.loss.is_finite() {
                 self.loss = Some(self.loss.map_or(commit.loss, |l| 0.95 * l + 0.05 * commit.loss));
@@ -355,6 +358,7 @@ impl Phase {
             results: self.results.clone(),
             staged: self.staged.clone(),
             dropped: self.dropped,
+            largest_staleness: self.largest_staleness,
         })
     }
 }

@@ -108,4 +108,6 @@ pub struct PhaseOutcome {
     pub results: Vec<proto::Result>,
     /// Gradients dropped as stale.
     pub dropped: u64,
+    /// The most own steps that a trainer began a step ahead of the slowest; 0 in synchronous training.
+    pub largest_staleness: u64,
 }

@@ -100,7 +100,14 @@ impl Job {
     fn commit(&mut self, step: u64, worker: u32, start: u64, end: u64) -> &mut Self {
         let mut ranges = vec![];
         encode_ranges(&[RowRange { epoch: 0, partition: 0, start, end }], &mut ranges);
-        let commit = proto::Commit { global_step: step, worker, rows: end - start, loss: 1.0, ranges: ranges.into() };
+        let commit = proto::Commit {
+            global_step: step,
+            worker,
+            rows: end - start,
+            loss: 1.0,
+            ranges: ranges.into(),
+            staleness: 0,
+        };
         self.says(0, Message::Commits(proto::Commits { phase: 1, commits: vec![commit] }))
     }
 

@@ -20,7 +20,11 @@ pub enum DecisionKind {
         parts: Vec<Part>,
         /// What was measured for it over all shards, round after round; empty where nothing is.
         totals: Vec<f64>,
+        /// The answer to its worker waits for a `Release`; then there is one part.
+        held: bool,
     },
+    /// The push was applied before; it is answered with the parameters of this point.
+    Release { worker: u32, seq: u64 },
     /// This push is discarded.
     Drop { worker: u32, seq: u64 },
     /// The state as it is now, after global step `step`, is handed to the host.
@@ -46,6 +50,9 @@ pub struct Commit {
     pub loss: f64,
     /// The leases of those rows, opaque here.
     pub leases: Vec<u8>,
+    /// By how many of its own steps the worker was ahead of the slowest one that counts when it began this one; 0 in
+    /// sync mode.
+    pub staleness: u64,
 }
 
 /// Why a push was not applied.
@@ -69,6 +76,7 @@ impl DecisionKind {
     pub(crate) const DROP: u8 = 2;
     pub(crate) const SNAPSHOT: u8 = 3;
     pub(crate) const MEASURE: u8 = 4;
+    pub(crate) const RELEASE: u8 = 5;
 
     /// (tag, worker, number, step) of the frame header. Of an update `worker` is the number of parts, and `meta` has the
     /// parts, 16 bytes each, then the totals, 8 bytes each, little-endian.
@@ -78,7 +86,10 @@ impl DecisionKind {
             DecisionKind::Measure { step, round, parts, totals } => {
                 (Self::MEASURE, encode_update(parts, totals, meta), u64::from(*round), *step)
             }
-            DecisionKind::Apply { step, parts, totals } => (Self::APPLY, encode_update(parts, totals, meta), 0, *step),
+            DecisionKind::Apply { step, parts, totals, held } => {
+                (Self::APPLY, encode_update(parts, totals, meta), u64::from(*held), *step)
+            }
+            DecisionKind::Release { worker, seq } => (Self::RELEASE, *worker, *seq, 0),
             DecisionKind::Drop { worker, seq } => (Self::DROP, *worker, *seq, 0),
             DecisionKind::Snapshot { id, step } => (Self::SNAPSHOT, 0, *id, *step),
         }
@@ -89,12 +100,13 @@ impl DecisionKind {
         match tag {
             Self::APPLY => {
                 let (parts, totals) = decode_update(worker, meta)?;
-                Ok(DecisionKind::Apply { step, parts, totals })
+                Ok(DecisionKind::Apply { step, parts, totals, held: number != 0 })
             }
             Self::MEASURE => {
                 let (parts, totals) = decode_update(worker, meta)?;
                 Ok(DecisionKind::Measure { step, round: number as u32, parts, totals })
             }
+            Self::RELEASE => Ok(DecisionKind::Release { worker, seq: number }),
             Self::DROP => Ok(DecisionKind::Drop { worker, seq: number }),
             Self::SNAPSHOT => Ok(DecisionKind::Snapshot { id: number, step }),
             other => Err(Violation::Malformed { what: "decision", detail: format!("tag {other} is unknown") }),
@@ -149,8 +161,14 @@ mod tests {
     fn decisions_survive_the_wire() {
         let part = |worker, weight| Part { worker, seq: 1 << 33, weight };
         for kind in [
-            DecisionKind::Apply { step: 7, parts: vec![part(0, 0.25), part(3, 0.75)], totals: vec![] },
-            DecisionKind::Apply { step: 7, parts: vec![part(0, 1.0)], totals: vec![1e-300, 2.0, f64::INFINITY] },
+            DecisionKind::Apply { step: 7, parts: vec![part(0, 0.25), part(3, 0.75)], totals: vec![], held: false },
+            DecisionKind::Apply {
+                step: 7,
+                parts: vec![part(0, 1.0)],
+                totals: vec![1e-300, 2.0, f64::INFINITY],
+                held: true,
+            },
+            DecisionKind::Release { worker: 2, seq: 9 },
             DecisionKind::Measure { step: 7, round: 1, parts: vec![part(0, 1.0)], totals: vec![0.1] },
             DecisionKind::Drop { worker: 2, seq: 9 },
             DecisionKind::Snapshot { id: 5, step: 7 },

@@ -9,7 +9,7 @@
 //! | 12..16 | meta | length of meta in bytes |
 //! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
 //! | 24..32 | step | global step (base step in a push) |
-//! | 32..40 | rows | rows of the push; seq, id or round in a decision; shard in Staged |
+//! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged |
 //! | 40..48 | loss | f64; optimizer step (u64) in Init |
 //! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots |
 //! | 56..64 | aux | number of f32 after the body: buffers |

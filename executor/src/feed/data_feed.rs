@@ -129,6 +129,7 @@ impl DataFeed {
             rows: taken.rows,
             loss: f64::NAN,
             ranges: ranges.into(),
+            staleness: 0,
         };
         self.counters.add_rows(taken.rows);
         self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits: vec![commit] }));

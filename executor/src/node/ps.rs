@@ -132,6 +132,7 @@ async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter)
                     rows: c.rows,
                     loss: c.loss,
                     ranges: c.leases.into(),
+                    staleness: c.staleness,
                 };
                 let commits = commits.into_iter().map(commit).collect();
                 outgoing.send(Message::Commits(Commits { phase, commits }));

@@ -89,6 +89,7 @@ impl TorchState {
         let mode = match consistency {
             Consistency::Async => Mode::Async,
             Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
+            Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
         };
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
@@ -325,7 +326,14 @@ impl NodeContext {
         let mut ended = stepped.stop || *lock(&shared.ended);
         if local {
             let worker = shared.trainer_number;
-            shared.commit(Commit { global_step: stepped.step, worker, rows, loss: value, ranges: leases.into() });
+            shared.commit(Commit {
+                global_step: stepped.step,
+                worker,
+                rows,
+                loss: value,
+                ranges: leases.into(),
+                staleness: 0,
+            });
             shared.serve()?;
             ended |= self.torch.max_steps > 0 && stepped.step >= self.torch.max_steps;
         }

@@ -185,7 +185,7 @@ pub(super) struct SubmitFlags {
     /// Gradients per update; fewer than the workers makes the rest backups [default: all].
     #[arg(long, value_name = "R")]
     replicas_to_aggregate: Option<u32>,
-    /// Bound of staleness (not built in yet).
+    /// Asynchronous, but no training node is more than so many of its own steps ahead of the slowest one that has rows.
     #[arg(long, value_name = "S")]
     max_staleness: Option<u32>,
     /// Copies of each parameter shard (not built in yet).

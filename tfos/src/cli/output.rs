@@ -70,6 +70,9 @@ pub(super) fn dry_run(job: &Job, output: Output) {
         Consistency::Sync { replicas_to_aggregate } => {
             format!("synchronous, {replicas_to_aggregate} of {} gradients per update", job.shape.num_trainers())
         }
+        Consistency::Bounded { max_staleness } => {
+            format!("asynchronous, nobody more than {max_staleness} steps ahead of the slowest")
+        }
     };
     println!("updates        {mode}");
     println!("executors      {}", job.shape.cluster_size);
@@ -108,6 +111,7 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
                 "loss": train.loss,
                 "metrics": metrics,
                 "dropped_gradients": train.dropped,
+                "largest_staleness": train.largest_staleness,
                 "already_done": train.already_done,
                 "inference_rows": ended.and_then(|e| e.report.inference_rows),
                 "checkpoint": checkpoint.as_ref().map(|c| &c.0),
@@ -127,6 +131,9 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
             "{name}: step {}, {} epochs, {} rows in this run ({rate:.0} rows/s), {wall:.1} s",
             train.global_step, train.epochs, train.rows
         );
+        if train.largest_staleness > 0 {
+            println!("staleness: nobody was more than {} steps ahead of the slowest", train.largest_staleness);
+        }
     }
     for (metric, value) in &metrics {
         println!("{metric}: {value:.4}");

@@ -15,6 +15,9 @@ pub enum Mode {
     /// As soon as min(R, active workers) pushes computed at the current step are complete, their mean, weighted by
     /// rows, becomes the next step; what comes later was computed at an old step and is dropped.
     Sync { replicas_to_aggregate: u32 },
+    /// As `Async`, but the answer to a push waits while its worker is more than so many of its own steps ahead of the
+    /// slowest active worker; with 0 they go in step.
+    Bounded { max_staleness: u32 },
 }
 
 /// What happened, as the sequencer sees it. Workers are named by index; the host keeps apart the sessions of a

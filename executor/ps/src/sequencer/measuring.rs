@@ -27,7 +27,7 @@ impl Measuring {
     pub(super) fn next(self) -> (DecisionKind, Option<Measuring>) {
         let (step, round) = (self.step, self.round);
         if round == self.rounds {
-            return (DecisionKind::Apply { step, parts: self.parts, totals: self.totals }, None);
+            return (DecisionKind::Apply { step, parts: self.parts, totals: self.totals, held: false }, None);
         }
         let (parts, totals) = (self.parts.clone(), self.totals.clone());
         (DecisionKind::Measure { step, round, parts, totals }, Some(self))

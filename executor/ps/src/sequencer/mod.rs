@@ -15,6 +15,8 @@
 //! - **PS-3** in sync mode each applied gradient was computed at the step before the one it becomes.
 //! - **PS-4** each push is decided exactly once.
 //! - **PS-5** nobody waits for an idle, finished or dead worker.
+//! - **PS-6** with bounded staleness no worker begins a step more than `max_staleness` of its own steps ahead of the
+//!   slowest one that counts.
 //!
 //! A worker that has not joined yet counts as active: otherwise the first to arrive would train alone, and sync with
 //! R = N would depend on who starts faster. A worker that joins again counts only from its first push (which may be
@@ -24,6 +26,7 @@ mod event;
 mod measuring;
 #[cfg(test)]
 mod property;
+mod staleness;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -52,13 +55,14 @@ pub struct Sequencer {
     measuring: Option<Measuring>,
     /// Snapshots that were asked for while an update was being measured: they come right after it.
     waiting_snapshots: Vec<u64>,
+    /// The highest clock that the slowest worker has had.
+    floor: u64,
 }
 
 impl Sequencer {
     /// For `shards` shards and the workers 0..`workers`; others may join later. Nothing is applied before
     /// [`Event::Initialised`].
     pub fn new(shards: usize, workers: u32) -> Sequencer {
-        let expected = || Worker { presence: Presence::Expected, decided: 0, pending: None };
         Sequencer {
             shards: shards.max(1),
             mode: None,
@@ -66,11 +70,12 @@ impl Sequencer {
             max_steps: None,
             stopped: false,
             next_index: 0,
-            workers: (0..workers).map(|worker| (worker, expected())).collect(),
+            workers: (0..workers).map(|worker| (worker, Worker::new(Presence::Expected))).collect(),
             complete: Vec::new(),
             rounds: 0,
             measuring: None,
             waiting_snapshots: Vec::new(),
+            floor: 0,
         }
     }
 
@@ -141,12 +146,12 @@ impl Sequencer {
             Event::Stop => self.stopped = true,
         }
         self.settle(&mut actions);
+        self.release_those_who_may(&mut actions);
         actions
     }
 
     fn handle_joined(&mut self, worker: u32) {
-        let gone = || Worker { presence: Presence::Left, decided: 0, pending: None };
-        let worker = self.workers.entry(worker).or_insert_with(gone);
+        let worker = self.workers.entry(worker).or_insert_with(|| Worker::new(Presence::Left));
         worker.presence = match worker.presence {
             Presence::Expected => Presence::Active,
             Presence::Left | Presence::Lost => Presence::Joined,
@@ -156,10 +161,11 @@ impl Sequencer {
 
     /// Late words of a worker that is gone change nothing.
     fn set_presence(&mut self, worker: u32, presence: Presence) {
-        if let Some(worker) = self.workers.get_mut(&worker)
-            && !worker.presence.is_gone()
-        {
-            worker.presence = presence;
+        let Some(state) = self.workers.get_mut(&worker).filter(|state| !state.presence.is_gone()) else { return };
+        let enters = !state.presence.is_counted() && presence.is_counted();
+        state.presence = presence;
+        if enters {
+            self.enter(worker);
         }
     }
 
@@ -169,13 +175,14 @@ impl Sequencer {
             && !worker.presence.is_gone()
         {
             worker.presence = presence;
+            worker.clock = 0;
         }
+        self.release(worker, actions);
     }
 
     /// The undecided push `seq` of `worker`, created at first sight; `None` if it is decided already (PS-4).
     fn pending(&mut self, worker: u32, seq: u64, base_step: u64, actions: &mut Vec<Action>) -> Option<&mut Pending> {
-        let unknown = || Worker { presence: Presence::Lost, decided: 0, pending: None };
-        let state = self.workers.entry(worker).or_insert_with(unknown);
+        let state = self.workers.entry(worker).or_insert_with(|| Worker::new(Presence::Lost));
         if seq <= state.decided || state.pending.as_ref().is_some_and(|pending| seq < pending.seq) {
             return None;
         }
@@ -221,7 +228,7 @@ impl Sequencer {
                 return;
             }
             match mode {
-                Mode::Async => {
+                Mode::Async | Mode::Bounded { .. } => {
                     let Some(&worker) = self.complete.first() else {
                         return;
                     };
@@ -267,7 +274,9 @@ impl Sequencer {
                 continue;
             };
             state.decided = pending.seq;
-            commits.push(Commit { worker: *worker, seq: pending.seq, rows, loss, leases });
+            state.clock += 1;
+            let staleness = state.staleness;
+            commits.push(Commit { worker: *worker, seq: pending.seq, rows, loss, leases, staleness });
         }
         self.complete.retain(|worker| !chosen.contains(worker));
         let rows: u64 = commits.iter().map(|commit| commit.rows).sum();
@@ -286,7 +295,14 @@ impl Sequencer {
 
     /// Decides the next round of an update, or that it is applied.
     fn advance(&mut self, update: Measuring, actions: &mut Vec<Action>) {
-        let (kind, measuring) = update.next();
+        let (mut kind, measuring) = update.next();
+        if let DecisionKind::Apply { parts, held, .. } = &mut kind {
+            for part in parts {
+                // Only if it did not wait for its answer, which a worker does.
+                self.release(part.worker, actions);
+                *held |= self.hold(part.worker, part.seq);
+            }
+        }
         self.decide(kind, actions);
         self.measuring = measuring;
         if self.measuring.is_none() {

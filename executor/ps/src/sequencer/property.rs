@@ -34,6 +34,12 @@ struct Model {
     cut: u32,
     told: BTreeMap<(u32, u64), Told>,
     counted: BTreeSet<u32>,
+    /// Own steps of each worker, the highest that the slowest has had, and who is not answered.
+    clocks: BTreeMap<u32, u64>,
+    floor: u64,
+    held: BTreeMap<u32, u64>,
+    largest: u64,
+    holds: u32,
 }
 
 impl Model {
@@ -48,16 +54,17 @@ impl Model {
                 let told = self.told.entry((meta.worker, meta.seq)).or_default();
                 told.base = meta.base_step;
                 told.meta = true;
-                self.counted.insert(meta.worker);
+                self.enter(meta.worker);
             }
             Event::WorkerIdle(worker) => {
                 self.counted.remove(worker);
             }
             Event::WorkerActive(worker) => {
-                self.counted.insert(*worker);
+                self.enter(*worker);
             }
             Event::WorkerLost(worker) | Event::WorkerLeft(worker) => {
                 self.counted.remove(worker);
+                self.clocks.insert(*worker, 0);
             }
             _ => {}
         }
@@ -73,6 +80,52 @@ impl Model {
             self.told.iter_mut().filter(|((worker, _), _)| *worker == gone).for_each(|(_, told)| told.fenced = true);
         }
         self.check_nobody_waits();
+        self.check_staleness();
+    }
+
+    fn enter(&mut self, worker: u32) {
+        if self.counted.insert(worker) {
+            let clock = self.clocks.entry(worker).or_default();
+            *clock = self.floor.max(*clock);
+        }
+    }
+
+    /// Whether its push is decided but not answered: until then it says nothing.
+    fn is_applying(&self, worker: u32) -> bool {
+        let measured = self.measuring.iter().flat_map(|(_, _, parts, _)| parts);
+        self.held.contains_key(&worker) || measured.into_iter().any(|part| part.worker == worker)
+    }
+
+    /// Whether the worker waits for its answer, and so cannot say that it is idle. Sync mode does not mind if it does.
+    fn is_silent(&self, worker: u32, seq: u64) -> bool {
+        let is_undecided = self.told.get(&(worker, seq)).is_some_and(|told| told.decided == 0);
+        self.is_applying(worker) || (is_undecided && matches!(self.mode, Mode::Bounded { .. }))
+    }
+
+    fn staleness(&self, worker: u32) -> u64 {
+        let slowest = self.counted.iter().map(|other| self.clocks[other]).min();
+        slowest.map_or(0, |slowest| self.clocks[&worker].saturating_sub(slowest))
+    }
+
+    /// PS-6, and that nobody is held without need.
+    fn check_staleness(&mut self) {
+        let Mode::Bounded { max_staleness } = self.mode else {
+            assert!(self.held.is_empty());
+            return;
+        };
+        for &worker in self.counted.iter().filter(|worker| !self.held.contains_key(worker)) {
+            let staleness = self.staleness(worker);
+            if !self.is_applying(worker) && self.step < self.max_steps {
+                assert!(staleness <= u64::from(max_staleness), "PS-6: {worker} is {staleness} ahead");
+                self.largest = self.largest.max(staleness);
+            }
+        }
+        for &worker in self.held.keys() {
+            assert!(self.staleness(worker) > u64::from(max_staleness), "PS-5: {worker} waits for nobody");
+            assert!(self.step < self.max_steps, "PS-5: {worker} waits at the end");
+        }
+        let slowest = self.counted.iter().map(|worker| self.clocks[worker]).min();
+        self.floor = self.floor.max(slowest.unwrap_or_default());
     }
 
     fn check(&mut self, action: Action) {
@@ -97,7 +150,7 @@ impl Model {
                         self.to_report.extend((0..self.shards).map(report));
                         self.measuring = Some((step, round, parts, totals));
                     }
-                    DecisionKind::Apply { step, parts, totals } => {
+                    DecisionKind::Apply { step, parts, totals, held } => {
                         match self.measuring.take() {
                             None => {
                                 assert_eq!((step, self.rounds), (self.step + 1, 0), "PS-2");
@@ -110,6 +163,14 @@ impl Model {
                         }
                         self.check_totals(self.rounds, &totals);
                         self.step = step;
+                        if held {
+                            let [part] = &parts[..] else { panic!("{parts:?} are held") };
+                            assert_eq!(self.held.insert(part.worker, part.seq), None);
+                            self.holds += 1;
+                        }
+                    }
+                    DecisionKind::Release { worker, seq } => {
+                        assert_eq!(self.held.remove(&worker), Some(seq), "released without having been held");
                     }
                     DecisionKind::Drop { worker, seq } => {
                         let told = self.told.get_mut(&(worker, seq)).expect("never pushed");
@@ -156,6 +217,7 @@ impl Model {
             told.decided += 1;
             told.applied = true;
             assert_eq!(told.decided, 1, "PS-4");
+            *self.clocks.entry(part.worker).or_default() += 1;
         }
     }
 
@@ -183,7 +245,7 @@ impl Model {
         let is_waiting = |told: &&Told| told.decided == 0 && told.meta && told.staged.len() == self.shards;
         let waiting = self.told.values().filter(is_waiting).count();
         let allowed = match self.mode {
-            Mode::Async => 0,
+            Mode::Async | Mode::Bounded { .. } => 0,
             _ if self.step >= self.max_steps => 0,
             Mode::Sync { replicas_to_aggregate } => (replicas_to_aggregate as usize).min(self.counted.len()).max(1) - 1,
         };
@@ -206,12 +268,17 @@ struct Client {
     coming: Vec<VecDeque<Event>>,
 }
 
-fn run(seed: u64) {
+/// How many answers were withheld, and how far ahead somebody was at most.
+fn run(seed: u64) -> (u32, u64) {
     let mut random = Random::new(seed);
     let shards = 1 + random.below(3) as usize;
     let workers = 1 + random.below(4) as u32;
     let replicas_to_aggregate = 1 + random.below(4) as u32;
-    let mode = if random.below(3) == 0 { Mode::Async } else { Mode::Sync { replicas_to_aggregate } };
+    let mode = match random.below(5) {
+        0 => Mode::Async,
+        1..3 => Mode::Bounded { max_staleness: random.below(4) as u32 },
+        _ => Mode::Sync { replicas_to_aggregate },
+    };
     let max_steps = if random.below(2) == 0 { u64::MAX } else { 20 };
     let rounds = random.below(3) as u32;
     let mut model = Model {
@@ -228,6 +295,11 @@ fn run(seed: u64) {
         cut: 0,
         told: BTreeMap::new(),
         counted: (0..workers).collect(),
+        clocks: (0..workers).map(|worker| (worker, 0)).collect(),
+        floor: 0,
+        held: BTreeMap::new(),
+        largest: 0,
+        holds: 0,
     };
     model.event(Event::Initialised { mode, step: 0, rounds });
     model.event(Event::MaxSteps(Some(max_steps)));
@@ -248,8 +320,8 @@ fn run(seed: u64) {
                 model.event(Event::SnapshotRequested { id: random.next_u64() });
             }
             50..70 if !model.to_report.is_empty() => model.hear_a_shard(&mut random),
-            5..8 if client.alive => model.event(Event::WorkerIdle(worker)),
-            8..12 if client.alive => model.event(Event::WorkerActive(worker)),
+            5..8 if client.alive && !model.is_silent(worker, client.seq) => model.event(Event::WorkerIdle(worker)),
+            8..12 if client.alive && !model.is_silent(worker, client.seq) => model.event(Event::WorkerActive(worker)),
             _ if !client.alive => {
                 if random.below(10) == 0 {
                     client.alive = true;
@@ -261,7 +333,9 @@ fn run(seed: u64) {
             }
             _ => {
                 let is_decided = model.told.get(&(worker, client.seq)).is_none_or(|told| told.decided > 0);
-                if is_decided && client.coming.iter().all(VecDeque::is_empty) {
+                // Who is not answered sends nothing.
+                let is_answered = is_decided && !model.held.contains_key(&worker);
+                if is_answered && client.coming.iter().all(VecDeque::is_empty) {
                     begin_push(&mut random, client, worker, model.step);
                 }
                 let shard = random.below(shards as u64) as usize;
@@ -284,10 +358,12 @@ fn run(seed: u64) {
         model.hear_a_shard(&mut random);
     }
     assert_eq!(model.cut, model.asked, "snapshots");
+    assert!(model.held.is_empty(), "PS-5: {:?} were never answered", model.held);
     for (push, told) in &model.told {
         assert_eq!(told.decided, 1, "PS-4: push {push:?}");
         assert_eq!(told.noticed, u32::from(told.meta), "push {push:?} with leases must be told exactly once");
     }
+    (model.holds, model.largest)
 }
 
 fn begin_push(random: &mut Random, client: &mut Client, worker: u32, step: u64) {
@@ -307,13 +383,17 @@ fn begin_push(random: &mut Random, client: &mut Client, worker: u32, step: u64) 
     client.coming[0].push_front(Event::PushMeta(meta));
 }
 
-#[test] // PS-1, PS-2, PS-3, PS-4, PS-5
+#[test] // PS-1, PS-2, PS-3, PS-4, PS-5, PS-6
 fn invariants_hold_in_random_interleavings() {
+    let (mut holds, mut largest) = (0, 0);
     for seed in 0..3000 {
-        let result = std::panic::catch_unwind(|| run(seed));
-        if let Err(panic) = result {
-            eprintln!("seed {seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok((held, ahead)) => (holds, largest) = (holds + held, largest.max(ahead)),
+            Err(panic) => {
+                eprintln!("seed {seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    assert!(holds > 1000 && largest == 3, "the bound was reached: {holds} times, at most {largest} ahead");
 }

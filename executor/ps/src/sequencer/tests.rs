@@ -59,7 +59,7 @@ impl Fixture {
 
 fn apply(step: u64, parts: &[(u32, u64, f32)]) -> DecisionKind {
     let parts = parts.iter().map(|&(worker, seq, weight)| Part { worker, seq, weight }).collect();
-    DecisionKind::Apply { step, parts, totals: vec![] }
+    DecisionKind::Apply { step, parts, totals: vec![], held: false }
 }
 
 fn dropped(worker: u32, seq: u64) -> DecisionKind {
@@ -252,7 +252,7 @@ fn an_update_is_applied_when_every_shard_has_measured_every_round() {
     f.sums(0, 1, 1, &[1.0, 10.0]);
     f.sums(1, 1, 1, &[2.0, 20.0]);
     let parts = vec![Part { worker: 0, seq: 1, weight: 1.0 }];
-    let applied = DecisionKind::Apply { step: 1, parts, totals: vec![6.25, 6.0, 60.0] };
+    let applied = DecisionKind::Apply { step: 1, parts, totals: vec![6.25, 6.0, 60.0], held: false };
     assert_eq!(f.sums(2, 1, 1, &[3.0, 30.0]), [applied, measure(2, 0, &[(1, 1, 1.0)], &[])]);
 }
 
@@ -299,4 +299,85 @@ fn a_snapshot_waits_for_the_update_that_is_being_measured_and_so_does_the_end() 
     assert_eq!(*last, dropped(1, 1));
     assert!(matches!(notices[..], [Notice::SnapshotMarker { id: 4, step: 1 }, Notice::Dropped { worker: 1, .. }]));
     assert!(f.sequencer.is_finished());
+}
+
+fn bounded(max_staleness: u32, workers: u32) -> Fixture {
+    Fixture::new(Mode::Bounded { max_staleness }, 1, workers)
+}
+
+fn held(step: u64, worker: u32, seq: u64) -> DecisionKind {
+    let DecisionKind::Apply { parts, totals, .. } = apply(step, &[(worker, seq, 1.0)]) else { unreachable!() };
+    DecisionKind::Apply { step, parts, totals, held: true }
+}
+
+fn release(worker: u32, seq: u64) -> DecisionKind {
+    DecisionKind::Release { worker, seq }
+}
+
+#[test] // PS-6
+fn who_is_too_far_ahead_is_applied_at_once_and_answered_later() {
+    let mut f = bounded(1, 2);
+    assert_eq!(f.push(0, 1, 0), [apply(1, &[(0, 1, 1.0)])]);
+    assert_eq!(f.push(0, 2, 1), [held(2, 0, 2)]);
+    assert_eq!(f.push(1, 1, 0), [apply(3, &[(1, 1, 1.0)]), release(0, 2)]);
+    // Its third step was begun one ahead.
+    f.meta(0, 3, 3, 10);
+    let (_, notices) = f.all(Event::Staged { shard: 0, worker: 0, seq: 3, base_step: 3 });
+    assert!(matches!(&notices[..], [Notice::Committed { commits, .. }] if commits[0].staleness == 1));
+}
+
+#[test] // PS-6
+fn with_a_bound_of_0_they_go_in_step() {
+    let mut f = bounded(0, 3);
+    for round in 1..4 {
+        let step = 3 * (round - 1);
+        assert_eq!(f.push(2, round, step), [held(step + 1, 2, round)]);
+        assert_eq!(f.push(0, round, step), [held(step + 2, 0, round)]);
+        let last = [apply(step + 3, &[(1, round, 1.0)]), release(0, round), release(2, round)];
+        assert_eq!(f.push(1, round, step), last);
+    }
+}
+
+#[test] // PS-5, PS-6
+fn the_bound_does_not_make_anybody_wait_for_an_idle_finished_or_dead_worker() {
+    for departure in [Event::WorkerIdle(1), Event::WorkerLeft(1), Event::WorkerLost(1)] {
+        let mut f = bounded(0, 2);
+        assert_eq!(f.push(0, 1, 0), [held(1, 0, 1)]);
+        assert_eq!(f.event(departure), [release(0, 1)]);
+        assert_eq!(f.push(0, 2, 1), [apply(2, &[(0, 2, 1.0)])]);
+    }
+    let mut f = bounded(0, 2);
+    f.push(0, 1, 0);
+    assert_eq!(f.event(Event::WorkerLost(0)), [release(0, 1)], "so that whoever serves it can end");
+    assert_eq!(f.event(Event::WorkerLost(0)), []);
+}
+
+#[test] // PS-6
+fn who_comes_back_is_put_where_the_slowest_has_been() {
+    let mut f = bounded(1, 2);
+    f.event(Event::WorkerIdle(1));
+    for seq in 1..6 {
+        assert_eq!(f.push(0, seq, seq - 1), [apply(seq, &[(0, seq, 1.0)])]);
+    }
+    f.event(Event::WorkerActive(1));
+    assert_eq!(f.push(0, 6, 5), [apply(6, &[(0, 6, 1.0)])], "one ahead of it, as it begins at 5");
+    assert_eq!(f.push(0, 7, 6), [held(7, 0, 7)]);
+    assert_eq!(f.event(Event::WorkerLost(1)), [release(0, 7)]);
+    f.event(Event::WorkerJoined(1));
+    assert_eq!(f.push(0, 8, 7), [apply(8, &[(0, 8, 1.0)])], "not waited for before its first push");
+    assert_eq!(f.push(1, 1 << 32, 7), [apply(9, &[(1, 1 << 32, 1.0)])]);
+    assert_eq!(f.push(0, 9, 8), [apply(10, &[(0, 9, 1.0)])], "which counts from there");
+    assert_eq!(f.push(0, 10, 8), [apply(11, &[(0, 10, 1.0)])]);
+    assert_eq!(f.push(0, 11, 8), [held(12, 0, 11)]);
+}
+
+#[test] // PS-5, PS-6
+fn the_end_of_training_releases_those_who_wait() {
+    let mut f = bounded(0, 2);
+    f.push(0, 1, 0);
+    assert_eq!(f.event(Event::Stop), [release(0, 1)]);
+    let mut f = bounded(0, 3);
+    f.event(Event::MaxSteps(Some(2)));
+    assert_eq!(f.push(0, 1, 0), [held(1, 0, 1)]);
+    assert_eq!(f.push(1, 1, 0), [apply(2, &[(1, 1, 1.0)]), release(0, 1)]);
 }

@@ -28,6 +28,18 @@ pub(super) struct Worker {
     /// All pushes up to this one are decided; `seq` begins at 1.
     pub(super) decided: u64,
     pub(super) pending: Option<Pending>,
+    /// Its own steps that were applied; put forward when it comes back, see `staleness`.
+    pub(super) clock: u64,
+    /// By how many of them it was ahead of the slowest when it began the step that it is at.
+    pub(super) staleness: u64,
+    /// Push that is applied but not answered yet.
+    pub(super) held: Option<u64>,
+}
+
+impl Worker {
+    pub(super) fn new(presence: Presence) -> Worker {
+        Worker { presence, decided: 0, pending: None, clock: 0, staleness: 0, held: None }
+    }
 }
 
 #[derive(Debug)]

@@ -9,6 +9,7 @@
 //! In the steady state nothing is allocated: versions go back to a pool when their last reader lets go, and a staged
 //! gradient's buffer goes back to its connection with the outcome.
 
+mod measure;
 #[cfg(test)]
 mod tests;
 
@@ -16,9 +17,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::measure::{aggregated, blocks};
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::error::{Error, Violation};
-use crate::optimizer::{MAX_SLOTS, Round, Scheduled, accumulate, square_sum};
+use crate::optimizer::{MAX_SLOTS, Scheduled};
 use crate::snapshot::Snapshot;
 
 /// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
@@ -74,6 +76,8 @@ struct WorkerState {
     /// All pushes up to this one are decided.
     decided: u64,
     outcome: Option<Outcome>,
+    /// A push that is applied and whose outcome is withheld, with its stage.
+    held: Option<(u64, Option<Staged>)>,
 }
 
 /// The state of a shard at its beginning; all vectors cover `range` only.
@@ -203,7 +207,7 @@ impl Shard {
                 let sums = self.measure(round, &parts, &totals)?;
                 Ok(Performed::Measured(Measured { step, round, sums }))
             }
-            DecisionKind::Apply { step, parts, mut totals } => {
+            DecisionKind::Apply { step, parts, mut totals, held } => {
                 self.gather(index, step, &parts)?;
                 for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
                     totals.extend(self.measure(round as u32, &parts, &totals)?);
@@ -212,8 +216,22 @@ impl Shard {
                 for part in parts.iter().rev() {
                     let staged = self.staged.iter().position(|s| s.worker == part.worker && s.seq == part.seq);
                     let staged = staged.map(|at| self.staged.swap_remove(at));
-                    self.decided(part.worker, part.seq, false, staged);
+                    if held {
+                        let state = self.workers.entry(part.worker).or_default();
+                        state.decided = state.decided.max(part.seq);
+                        state.held = Some((part.seq, staged));
+                    } else {
+                        self.decided(part.worker, part.seq, false, staged);
+                    }
                 }
+                Ok(Performed::Nothing)
+            }
+            DecisionKind::Release { worker, seq } => {
+                let held = self.workers.get_mut(&worker).and_then(|state| state.held.take_if(|held| held.0 == seq));
+                let Some((_, staged)) = held else {
+                    return Err(self.diverged(index, Violation::NotStaged { worker, seq }));
+                };
+                self.decided(worker, seq, false, staged);
                 Ok(Performed::Nothing)
             }
             DecisionKind::Drop { worker, seq } => {
@@ -253,40 +271,6 @@ impl Shard {
             }
         }
         Ok(())
-    }
-
-    /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
-    fn measure(&mut self, round: u32, parts: &[Part], totals: &[f64]) -> Result<Vec<f64>, Error> {
-        let (staged, scratch) = (&self.staged, &mut self.scratch);
-        match self.optimizer.round(round, totals, self.variables.len())? {
-            Round::GradientNorm => {
-                let mut sum = 0.0;
-                for block in blocks(0..self.range.len()) {
-                    let (scale, grad) = aggregated(staged, parts, block, scratch);
-                    sum += f64::from(scale).powi(2) * square_sum(grad);
-                }
-                Ok(vec![sum])
-            }
-            Round::TrustRatios => {
-                let update = self.optimizer.clipped_update(self.current.step, self.optimizer_step + 1, totals);
-                let mut sums = Vec::with_capacity(2 * self.variables.len());
-                for variable in &self.variables {
-                    let mut norms = [0.0; 2];
-                    for block in blocks(variable.clone()) {
-                        let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
-                        let mut slots: [&[f32]; MAX_SLOTS] = Default::default();
-                        for (view, slot) in slots.iter_mut().zip(&self.slots) {
-                            *view = &slot[block.clone()];
-                        }
-                        let slots = &slots[..self.slots.len()];
-                        let found = update.norms(scale, &self.current.params[block], grad, slots)?;
-                        norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
-                    }
-                    sums.extend(norms);
-                }
-                Ok(sums)
-            }
-        }
     }
 
     /// Writes the next version from the first `parts.len()` staged gradients, in one pass over all memory.
@@ -361,26 +345,4 @@ impl Shard {
     pub(crate) fn unstage(&mut self, worker: u32, seq: u64) {
         self.staged.retain(|staged| (staged.worker, staged.seq) != (worker, seq));
     }
-}
-
-fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
-}
-
-/// What is applied to a block: a factor and the gradient. One part is used as it lies, several are summed in `scratch`.
-fn aggregated<'a>(
-    staged: &'a [Staged],
-    parts: &[Part],
-    block: Range<usize>,
-    scratch: &'a mut [f32],
-) -> (f32, &'a [f32]) {
-    if let ([part], [staged, ..]) = (parts, staged) {
-        return (part.weight, &staged.gradient[block]);
-    }
-    let sum = &mut scratch[..block.len()];
-    for (i, (part, staged)) in parts.iter().zip(staged).enumerate() {
-        accumulate(sum, &staged.gradient[block.clone()], part.weight, i == 0);
-    }
-    (1.0, sum)
 }

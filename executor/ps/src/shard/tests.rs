@@ -28,7 +28,7 @@ fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {
 
 fn apply(index: u64, step: u64, parts: &[(u32, u64, f32)]) -> Decision {
     let parts = parts.iter().map(|&(worker, seq, weight)| Part { worker, seq, weight }).collect();
-    Decision { index, kind: DecisionKind::Apply { step, parts, totals: vec![] } }
+    Decision { index, kind: DecisionKind::Apply { step, parts, totals: vec![], held: false } }
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_shard_measures_the_sum_of_its_parts_and_clips_by_the_total_of_all() {
             assert!(shard.current().step == 5 && shard.staged.len() == 2, "nothing changed");
             totals = vec![4.0 * sum];
         }
-        let kind = DecisionKind::Apply { step, parts, totals };
+        let kind = DecisionKind::Apply { step, parts, totals, held: false };
         shard.apply(Decision { index: u64::from(!alone), kind }).unwrap();
         let norm = if alone { sum.sqrt() } else { (4.0 * sum).sqrt() };
         let wanted = -7.0 * (1.0 / (norm + 1e-6)) as f32;
@@ -119,7 +119,7 @@ fn totals_of_another_optimizer_stop_the_shard() {
     let mut shard = shard(10);
     stage(&mut shard, 0, 1, 1.0);
     let DecisionKind::Apply { step, parts, .. } = apply(0, 6, &[(0, 1, 1.0)]).kind else { unreachable!() };
-    let kind = DecisionKind::Apply { step, parts, totals: vec![1.0] };
+    let kind = DecisionKind::Apply { step, parts, totals: vec![1.0], held: false };
     assert!(matches!(shard.apply(Decision { index: 0, kind }), Err(Error::State { .. })));
 }
 
@@ -131,4 +131,22 @@ fn an_older_push_that_is_applied_late_does_not_take_the_answer_of_a_newer_one() 
     shard.apply(apply(1, 6, &[(0, 1, 1.0)])).unwrap();
     assert!(shard.take_outcome(0, 1 << 32).unwrap().dropped);
     assert!(shard.is_superseded(0, 1) && shard.current().step == 6);
+}
+
+#[test] // PS-6
+fn a_push_that_is_held_is_answered_with_the_parameters_of_its_release() {
+    let mut shard = shard(10);
+    stage(&mut shard, 0, 1, 1.0);
+    stage(&mut shard, 1, 1, 2.0);
+    let DecisionKind::Apply { step, parts, totals, .. } = apply(0, 6, &[(0, 1, 1.0)]).kind else { unreachable!() };
+    let kind = DecisionKind::Apply { step, parts, totals, held: true };
+    shard.apply(Decision { index: 0, kind }).unwrap();
+    assert!(shard.take_outcome(0, 1).is_none() && !shard.is_superseded(0, 1));
+    shard.apply(apply(1, 7, &[(1, 1, 1.0)])).unwrap();
+    let release = |index| Decision { index, kind: DecisionKind::Release { worker: 0, seq: 1 } };
+    shard.apply(release(2)).unwrap();
+    let outcome = shard.take_outcome(0, 1).unwrap();
+    assert_eq!((outcome.dropped, outcome.version.step, outcome.version.params[0]), (false, 7, -3.0));
+    assert!(outcome.staged.is_some(), "its buffer is used again");
+    assert!(matches!(shard.apply(release(3)), Err(Error::Diverged { .. })), "nothing is held any more");
 }

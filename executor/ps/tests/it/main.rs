@@ -5,4 +5,5 @@ mod cluster;
 mod failure;
 mod refusal;
 mod snapshot;
+mod staleness;
 mod training;

@@ -99,7 +99,7 @@ settings! {
     "sync-replicas" sync_replicas: bool,
     /// Gradients per update in synchronous training; fewer than the workers makes the rest backups.
     "replicas-to-aggregate" replicas_to_aggregate: u32,
-    /// Bound of staleness.
+    /// How many of its own steps a training node may be ahead of the slowest one in asynchronous training.
     "max-staleness" max_staleness: u32,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,

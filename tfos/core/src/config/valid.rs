@@ -41,6 +41,11 @@ pub enum Consistency {
         /// Gradients per update.
         replicas_to_aggregate: u32,
     },
+    /// As `Async`, with no training node further than this ahead of the slowest.
+    Bounded {
+        /// In steps of its own.
+        max_staleness: u32,
+    },
 }
 
 /// Where the nodes' logs go.
@@ -128,12 +133,18 @@ impl Job {
         }
         let trainers = shape.num_trainers().max(1);
         let sync = raw.sync_replicas.unwrap_or(false);
+        if sync && raw.max_staleness.is_some() {
+            bad("max-staleness", "not together with --sync-replicas: synchronous gradients are never stale".into());
+        }
         let consistency = match (sync, raw.replicas_to_aggregate) {
             (false, Some(_)) => {
                 bad("replicas-to-aggregate", "only together with --sync-replicas".into());
                 Consistency::Async
             }
-            (false, None) => Consistency::Async,
+            (false, None) => match raw.max_staleness {
+                Some(max_staleness) => Consistency::Bounded { max_staleness },
+                None => Consistency::Async,
+            },
             (true, r) => {
                 let r = r.unwrap_or(trainers);
                 if r == 0 || r > trainers {
@@ -143,7 +154,6 @@ impl Job {
             }
         };
         for (key, asked) in [
-            ("max-staleness", raw.max_staleness.is_some()),
             ("ps-replicas", raw.ps_replicas.is_some_and(|n| n > 1)),
             ("tensorboard", raw.tensorboard.unwrap_or(false)),
             ("rdma", raw.rdma.unwrap_or(false)),
@@ -264,5 +274,23 @@ mod tests {
         assert_eq!(sync(None).unwrap().consistency, Consistency::Sync { replicas_to_aggregate: 3 });
         assert_eq!(sync(Some(2)).unwrap().consistency, Consistency::Sync { replicas_to_aggregate: 2 });
         assert!(sync(Some(4)).unwrap_err().to_string().contains("give 1 to 3"));
+    }
+
+    #[test]
+    fn staleness_is_bounded_in_asynchronous_training_only() {
+        let bounded = |sync_replicas, replicas_to_aggregate| {
+            let shape = RawJob { cluster_size: Some(4), num_ps: Some(1), ..raw() };
+            Job::check(RawJob { max_staleness: Some(2), sync_replicas, replicas_to_aggregate, ..shape })
+        };
+        let consistency = bounded(None, None).unwrap().consistency;
+        assert_eq!(consistency, Consistency::Bounded { max_staleness: 2 });
+        let text = serde_json::to_string(&consistency).unwrap();
+        assert_eq!(serde_json::from_str::<Consistency>(&text).unwrap(), consistency);
+        let keys = |job: Result<Job, ConfigError>| -> Vec<String> {
+            job.unwrap_err().problems.into_iter().map(|p| p.key).collect()
+        };
+        assert_eq!(keys(bounded(Some(true), None)), ["--max-staleness"]);
+        assert_eq!(keys(bounded(Some(true), Some(2))), ["--max-staleness"]);
+        assert_eq!(keys(bounded(None, Some(2))), ["--replicas-to-aggregate"]);
     }
 }

@@ -1,0 +1,66 @@
+//! A shard's part of what is measured before an update, and how its gradients are read, block by block.
+
+use std::ops::Range;
+
+use super::{BLOCK, Shard, Staged};
+use crate::decision::Part;
+use crate::error::Error;
+use crate::optimizer::{MAX_SLOTS, Round, accumulate, square_sum};
+
+impl Shard {
+    /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
+    pub(super) fn measure(&mut self, round: u32, parts: &[Part], totals: &[f64]) -> Result<Vec<f64>, Error> {
+        let (staged, scratch) = (&self.staged, &mut self.scratch);
+        match self.optimizer.round(round, totals, self.variables.len())? {
+            Round::GradientNorm => {
+                let mut sum = 0.0;
+                for block in blocks(0..self.range.len()) {
+                    let (scale, grad) = aggregated(staged, parts, block, scratch);
+                    sum += f64::from(scale).powi(2) * square_sum(grad);
+                }
+                Ok(vec![sum])
+            }
+            Round::TrustRatios => {
+                let update = self.optimizer.clipped_update(self.current.step, self.optimizer_step + 1, totals);
+                let mut sums = Vec::with_capacity(2 * self.variables.len());
+                for variable in &self.variables {
+                    let mut norms = [0.0; 2];
+                    for block in blocks(variable.clone()) {
+                        let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
+                        let mut slots: [&[f32]; MAX_SLOTS] = Default::default();
+                        for (view, slot) in slots.iter_mut().zip(&self.slots) {
+                            *view = &slot[block.clone()];
+                        }
+                        let slots = &slots[..self.slots.len()];
+                        let found = update.norms(scale, &self.current.params[block], grad, slots)?;
+                        norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
+                    }
+                    sums.extend(norms);
+                }
+                Ok(sums)
+            }
+        }
+    }
+}
+
+pub(super) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
+}
+
+/// What is applied to a block: a factor and the gradient. One part is used as it lies, several are summed in `scratch`.
+pub(super) fn aggregated<'a>(
+    staged: &'a [Staged],
+    parts: &[Part],
+    block: Range<usize>,
+    scratch: &'a mut [f32],
+) -> (f32, &'a [f32]) {
+    if let ([part], [staged, ..]) = (parts, staged) {
+        return (part.weight, &staged.gradient[block]);
+    }
+    let sum = &mut scratch[..block.len()];
+    for (i, (part, staged)) in parts.iter().zip(staged).enumerate() {
+        accumulate(sum, &staged.gradient[block.clone()], part.weight, i == 0);
+    }
+    (1.0, sum)
+}
