@@ -6,6 +6,8 @@ use datafusion::arrow::array::{AsArray, RecordBatch, types::Int64Type};
 use datafusion::dataframe::DataFrameWriteOptions;
 use futures::TryStreamExt;
 
+use datafusion::arrow::datatypes::Field;
+
 use super::*;
 use crate::convert::{ConvertOptions, convert};
 use crate::session::{self, Format, session};
@@ -188,4 +190,13 @@ async fn fingerprints_follow_the_files() {
 #[test]
 fn broken_bytes_are_an_error() {
     assert!(matches!(decode(&[0xff; 9], &session()), Err(Error::PlanBytes(_))));
+}
+
+#[test]
+fn wide_rows_come_in_smaller_batches() {
+    let list = |length| DataType::FixedSizeList(Arc::new(Field::new("item", DataType::UInt8, false)), length);
+    let rows = |of: DataType| batch_rows(&Schema::new(vec![Field::new("x", of, false)]));
+    assert_eq!(rows(DataType::Int64), BATCH_ROWS);
+    assert_eq!((rows(list(784)), rows(list(2)), rows(list(1 << 30))), (256, BATCH_ROWS, 64));
+    assert_eq!(batch_rows(&Schema::empty()), BATCH_ROWS);
 }
