@@ -1,8 +1,8 @@
 """The optimizers, step by step, against the frameworks that they are named after.
 
     python optimizers.py torch DIR          compares with torch.optim, its lr_scheduler and clip_grad_norm_
-    python optimizers.py tensorflow DIR     compares FTRL with tf.raw_ops and tf.keras, its schedules with Keras', and LAMB
-                                            with its paper, and with TensorFlow Addons where that is installed
+    python optimizers.py tensorflow DIR     compares FTRL with tf.raw_ops and tf.keras, its schedules with Keras',
+                                            and LAMB with its paper and, where it is installed, TensorFlow Addons
 
 DIR holds what `cargo run -p tfos-ps --example optimizer_steps -- DIR` wrote. Both sides compute in f32 from the same
 gradients. The error of a parameter x is |ours - x| / max(1, |x|), the largest over all parameters and steps counts.
@@ -144,7 +144,7 @@ def lamb_rule(case):
 
 
 def paper_steps(case):
-    """LAMB, algorithm 2 of https://arxiv.org/abs/1904.00962 with phi(x) = x, in f64. (Keras has none before Keras 3.)"""
+    """LAMB, algorithm 2 of https://arxiv.org/abs/1904.00962 with phi(x) = x, in f64; Keras 2 has none."""
     import numpy
 
     rule, cuts, max_norm = lamb_rule(case)
