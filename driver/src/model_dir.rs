@@ -61,12 +61,22 @@ impl ModelDir {
     }
 
     pub(crate) fn error(&self, what: impl Into<String>, source: object_store::Error) -> Error {
-        Error::ModelDir { url: self.url.to_string(), what: what.into(), source: Box::new(source) }
+        match tfos_data::store::explain(source, self.url.as_str()) {
+            // It says by itself what to do.
+            Ok(explained) => Error::Data(explained),
+            Err(source) => Error::ModelDir { url: self.url.to_string(), what: what.into(), source: Box::new(source) },
+        }
+    }
+
+    /// Asks the store for the directory, so that a wrong address or key is told within seconds.
+    pub async fn contact(&self) -> Result<(), Error> {
+        Ok(tfos_data::store::first_contact(self.url.as_str()).await?)
     }
 
     /// Writes and removes a small file, so that a directory that cannot be written is known before an hour
     /// of training and not after.
     pub async fn probe(&self) -> Result<(), Error> {
+        self.contact().await?;
         let path = self.path(Paths::PROBE);
         let wrote = self.store.put(&path, PutPayload::from_static(b"tfos")).await;
         wrote.map_err(|e| self.error("it is not writable; give another --model-dir or fix its permissions", e))?;
@@ -235,6 +245,9 @@ impl ModelDir {
         if let Some(local) = self.local_path() {
             // Empty folders exist on file systems only; losing this race to nobody matters to no one.
             let _ = std::fs::remove_dir(local.join(Paths::checkpoint(step)));
+        } else if self.url.scheme() == "hdfs" {
+            // There too; what is not empty stays.
+            let _ = self.store.delete(&folder).await;
         }
         Ok(())
     }

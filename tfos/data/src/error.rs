@@ -11,6 +11,8 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 
+use crate::store::explain;
+
 /// What this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -25,6 +27,15 @@ pub enum Error {
         #[source]
         source: object_store::Error,
     },
+    /// Keys that the store does not take.
+    #[error("the store of `{url}` refuses ({code}); check {keys}")]
+    Refused { url: String, code: String, keys: &'static str, answer: Box<object_store::Error> },
+    /// No answer from the store's server.
+    #[error("the store of `{url}` does not answer ({why}); check the address and {place}")]
+    Unreachable { url: String, why: String, place: &'static str, answer: Box<object_store::Error> },
+    /// A store without this bucket or container.
+    #[error("the bucket of `{url}` does not exist; create it, or check its name and {place}")]
+    NoBucket { url: String, place: &'static str, answer: Box<object_store::Error> },
     /// Nothing at this address.
     #[error("`{url}` does not exist; check the path, and that every executor can see it")]
     NotFound { url: String },
@@ -170,7 +181,7 @@ impl Error {
     /// Is this the user's to mend (path, schema, file, query), rather than a store or network to wait for?
     pub fn is_user(&self) -> bool {
         match self {
-            Self::Store { .. } | Self::Io { .. } => false,
+            Self::Store { .. } | Self::Unreachable { .. } | Self::Io { .. } => false,
             Self::DataFusion(e) => user_fault(e),
             // Arrow's reader calls a file that it cannot parse an internal error.
             Self::Open { source, .. } => {
@@ -178,7 +189,9 @@ impl Error {
             }
             Self::Shared(e) => find_ours(&e.0).is_none_or(Self::is_user),
             Self::Arrow(ArrowError::IoError(..) | ArrowError::MemoryError(_)) => false,
-            Self::NotFound { .. }
+            Self::Refused { .. }
+            | Self::NoBucket { .. }
+            | Self::NotFound { .. }
             | Self::NoFiles { .. }
             | Self::BadUrl { .. }
             | Self::Truncated { .. }
@@ -239,12 +252,13 @@ impl Error {
     }
 
     /// Names the address in a store's error; an empty `url` takes the path that the store itself names.
-    pub(crate) fn from_store(source: object_store::Error, url: &str) -> Self {
-        match source {
-            object_store::Error::NotFound { path, .. } => {
+    pub fn from_store(source: object_store::Error, url: &str) -> Self {
+        match explain(source, url) {
+            Ok(explained) => explained,
+            Err(object_store::Error::NotFound { path, .. }) => {
                 Self::NotFound { url: if url.is_empty() { path } else { url.to_owned() } }
             }
-            source => Self::Store { url: url.to_owned(), source },
+            Err(source) => Self::Store { url: url.to_owned(), source },
         }
     }
 

@@ -13,6 +13,7 @@
 
 pub mod convert;
 pub mod error;
+mod hive;
 pub mod idx;
 pub mod plan;
 pub mod session;

@@ -10,6 +10,7 @@ use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::datasource::TableProvider;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::arrow::ArrowFormat;
+use datafusion::datasource::file_format::avro::AvroFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::file_format::json::JsonFormat;
@@ -24,6 +25,7 @@ use object_store::ObjectMeta;
 use url::Url;
 
 use crate::error::{Error, Result};
+use crate::hive::{Columns, HiveTable};
 use crate::store::{self, Listing};
 use crate::tfrecord::{TfRecordFormat, parse_schema};
 
@@ -45,6 +47,8 @@ pub enum Format {
     NdJson,
     /// Arrow IPC files.
     Arrow,
+    /// Avro object container files.
+    Avro,
     TfRecord,
     /// MNIST's images and labels; for [`crate::convert`] and [`crate::idx`] only.
     Idx,
@@ -58,6 +62,7 @@ impl Format {
             Self::Csv => "csv",
             Self::NdJson => "ndjson",
             Self::Arrow => "arrow",
+            Self::Avro => "avro",
             Self::TfRecord => "tfrecord",
             Self::Idx => "idx",
         }
@@ -76,6 +81,18 @@ impl Format {
     }
 }
 
+/// The format of the files at `url`: by its name, or by those of the files behind it; `None` where they do not tell.
+pub async fn format_of(url: &str) -> Result<Option<Format>> {
+    if let Some(format) = Format::from_path(url) {
+        return Ok(Some(format));
+    }
+    match store::list(url).await {
+        Ok(listing) => Ok(listing.files.iter().find_map(|f| Format::from_path(f.location.as_ref()))),
+        Err(Error::NotFound { .. } | Error::NoFiles { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
@@ -91,12 +108,13 @@ impl std::str::FromStr for Format {
             "csv" => Self::Csv,
             "ndjson" | "json" | "jsonl" => Self::NdJson,
             "arrow" | "ipc" | "feather" => Self::Arrow,
+            "avro" => Self::Avro,
             "tfrecord" | "tfrecords" | "tfr" => Self::TfRecord,
             "idx" => Self::Idx,
             _ => {
                 return Err(Error::Unsupported {
                     what: format!("the format `{text}`"),
-                    instead: "use parquet, csv, ndjson, arrow, tfrecord or idx".into(),
+                    instead: "use parquet, csv, ndjson, arrow, avro, tfrecord or idx".into(),
                 });
             }
         })
@@ -178,8 +196,13 @@ async fn table(
     // Files that carry their schema are opened even when the user gives one: a broken file is to stop the plan, not
     // an executor an hour later.
     let stored = match format {
-        Format::Parquet | Format::Arrow => Some(stored_schema(&state, &*kind, format, &listing).await?),
+        Format::Parquet | Format::Arrow | Format::Avro => Some(stored_schema(&state, &*kind, format, &listing).await?),
         _ => None,
+    };
+    let hive = Columns::of(&listing, schema.as_deref())?;
+    let schema = match (&hive, schema) {
+        (Some(columns), Some(schema)) => Some(columns.without(&schema)),
+        (_, schema) => schema,
     };
     let schema = match (schema, stored) {
         (Some(schema), Some(stored)) => check(&schema, &stored)?,
@@ -190,7 +213,14 @@ async fn table(
     let urls = listing.files.iter().map(|f| table_url(&listing.root, f)).collect::<Result<Vec<_>>>()?;
     let options = ListingOptions::new(kind).with_file_extension("");
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
-    Ok(Arc::new(ListingTable::try_new(config)?))
+    let files = ListingTable::try_new(config)?;
+    Ok(match hive {
+        None => Arc::new(files),
+        Some(columns) => {
+            columns.check(&files.schema())?;
+            Arc::new(HiveTable::new(files, columns))
+        }
+    })
 }
 
 fn file_format(state: &SessionState, format: Format, listing: &Listing) -> Result<Arc<dyn FileFormat>> {
@@ -198,6 +228,7 @@ fn file_format(state: &SessionState, format: Format, listing: &Listing) -> Resul
     Ok(match format {
         Format::Parquet => Arc::new(ParquetFormat::new().with_options(options.parquet)),
         Format::Arrow => Arc::new(ArrowFormat),
+        Format::Avro => Arc::new(AvroFormat),
         Format::Csv => {
             let compression = compression(listing)?;
             Arc::new(
@@ -320,7 +351,9 @@ mod tests {
         assert_eq!(Format::from_path("x.tfrecord"), Some(Format::TfRecord));
         assert_eq!(Format::from_path("part-00000"), None);
         assert!("exe".parse::<Format>().unwrap_err().to_string().contains("`exe`"));
-        for f in [Format::Parquet, Format::Csv, Format::NdJson, Format::Arrow, Format::TfRecord, Format::Idx] {
+        for f in
+            [Format::Parquet, Format::Csv, Format::NdJson, Format::Arrow, Format::Avro, Format::TfRecord, Format::Idx]
+        {
             assert_eq!(f.name().parse::<Format>().unwrap(), f);
         }
     }

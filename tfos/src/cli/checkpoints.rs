@@ -17,20 +17,18 @@ pub(super) fn run(command: CheckpointCommand) -> Result<u8> {
     let output = command.output();
     super::runtime()?.block_on(async {
         match command {
-            CheckpointCommand::List { model_dir, .. } => list(&ModelDir::open(&model_dir)?, output).await,
-            CheckpointCommand::Show { model_dir, step, .. } => show(&ModelDir::open(&model_dir)?, step, output).await,
-            CheckpointCommand::Verify { model_dir, step, .. } => {
-                verify(&ModelDir::open(&model_dir)?, step, output).await
-            }
+            CheckpointCommand::List { model_dir, .. } => list(&open(&model_dir).await?, output).await,
+            CheckpointCommand::Show { model_dir, step, .. } => show(&open(&model_dir).await?, step, output).await,
+            CheckpointCommand::Verify { model_dir, step, .. } => verify(&open(&model_dir).await?, step, output).await,
             CheckpointCommand::Delete { model_dir, step, .. } => {
-                let dir = ModelDir::open(&model_dir)?;
+                let dir = open(&model_dir).await?;
                 dir.checkpoint(GlobalStep(step)).await?;
                 dir.delete_checkpoint(GlobalStep(step)).await?;
                 say(output, &json!({"status": "ok", "deleted": step}), &format!("deleted checkpoint {step}"));
                 Ok(0)
             }
             CheckpointCommand::Copy { model_dir, step, to, .. } => {
-                let (from, target) = (ModelDir::open(&model_dir)?, ModelDir::open(&to)?);
+                let (from, target) = (open(&model_dir).await?, open(&to).await?);
                 let manifest = whole(&from, from.checkpoint(GlobalStep(step)).await?).await?;
                 from.copy_checkpoint(&manifest, &target).await?;
                 say(output, &json!({"status": "ok", "copied": step, "to": to}), &format!("copied {step} to {to}"));
@@ -39,6 +37,12 @@ pub(super) fn run(command: CheckpointCommand) -> Result<u8> {
             CheckpointCommand::Diff { model_dir, first, second, .. } => diff(&model_dir, first, second, output).await,
         }
     })
+}
+
+async fn open(address: &str) -> Result<ModelDir> {
+    let dir = ModelDir::open(address)?;
+    dir.contact().await?;
+    Ok(dir)
 }
 
 fn say(output: Output, json: &Value, text: &str) {
@@ -162,7 +166,7 @@ async fn verify(dir: &ModelDir, step: Option<u64>, output: Output) -> Result<u8>
 }
 
 async fn load(url: &str, step: u64) -> Result<Checkpoint> {
-    let dir = ModelDir::open(url)?;
+    let dir = open(url).await?;
     let manifest = whole(&dir, dir.checkpoint(GlobalStep(step)).await?).await?;
     Ok(CheckpointStore::open(url)?.load(&manifest).await?)
 }

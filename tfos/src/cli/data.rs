@@ -13,7 +13,7 @@ pub(super) fn run(command: DataCommand) -> Result<u8> {
     match command {
         DataCommand::Convert(flags) => runtime.block_on(run_convert(flags)),
         DataCommand::Describe { url, format, output } => {
-            let format = format_of(&url, format.as_deref(), "--format")?;
+            let format = runtime.block_on(format_of(&url, format.as_deref(), "--format"))?;
             let found = runtime.block_on(describe(&url, format))?;
             match output {
                 Output::Json => println!("{}", serde_json::to_string(&found).unwrap_or_default()),
@@ -38,28 +38,18 @@ pub(super) fn run(command: DataCommand) -> Result<u8> {
     }
 }
 
-fn format_of(path: &str, given: Option<&str>, flag: &str) -> Result<Format> {
-    match given {
-        Some(name) => Ok(name.parse()?),
-        None => Format::from_path(path)
-            .or_else(|| from_listing(path))
-            .ok_or_else(|| Error::Usage(format!("the format of `{path}` cannot be told from its name; give {flag}"))),
-    }
-}
-
-/// A folder: by its first file. An idx prefix: by the file that belongs to it.
-fn from_listing(path: &str) -> Option<Format> {
-    if tfos_data::idx::files(path).is_ok() {
-        return Some(Format::Idx);
-    }
-    let entries = std::fs::read_dir(path).ok()?;
-    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-    names.sort();
-    names.iter().find_map(|n| Format::from_path(n))
+async fn format_of(path: &str, given: Option<&str>, flag: &str) -> Result<Format> {
+    let found = match given {
+        Some(name) => Some(name.parse()?),
+        // An idx prefix is no file itself.
+        None if tfos_data::idx::files(path).is_ok() => Some(Format::Idx),
+        None => tfos_data::session::format_of(path).await?,
+    };
+    found.ok_or_else(|| Error::Usage(format!("the format of `{path}` cannot be told from its name; give {flag}")))
 }
 
 async fn run_convert(flags: ConvertFlags) -> Result<u8> {
-    let from_format = format_of(&flags.from, flags.from_format.as_deref(), "--from-format")?;
+    let from_format = format_of(&flags.from, flags.from_format.as_deref(), "--from-format").await?;
     let to_format = match flags.to_format.as_deref() {
         Some(name) => name.parse()?,
         None => Format::from_path(&flags.to).ok_or_else(|| {

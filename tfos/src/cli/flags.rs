@@ -337,11 +337,11 @@ pub(super) struct ExecutorFlags {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
-    /// Convert between idx (MNIST's files), csv, parquet and tfrecord.
+    /// Convert between idx (MNIST's files), csv, ndjson, parquet, arrow, avro and tfrecord; to and from object stores.
     Convert(ConvertFlags),
     /// Print schema, files and rows.
     Describe {
-        /// A path, a directory, a glob, or a list separated by commas.
+        /// A file, a directory, a glob, or several of these with commas between them; any object-store URL.
         url: String,
         /// Format [default: by the file names].
         #[arg(long)]
@@ -354,9 +354,9 @@ pub(super) enum DataCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct ConvertFlags {
-    /// Files to read; for idx the part before `-images-idx3-ubyte`.
+    /// Files to read, any object-store URL; for idx a local path, the part before `-images-idx3-ubyte`.
     pub(super) from: String,
-    /// File or folder (with `/` at its end) to write.
+    /// File or folder (with `/` at its end) to write, any object-store URL.
     pub(super) to: String,
     /// Format of FROM [default: by its name].
     #[arg(long)]

@@ -12,6 +12,7 @@ pub(super) fn verify(model_dir: &str, output: Output) -> Result<u8> {
     super::init_logs("warn");
     let runtime = super::runtime()?;
     let dir = ModelDir::open(model_dir)?;
+    runtime.block_on(dir.contact())?;
     let (found, target) = runtime.block_on(dir.find_checkpoint())?;
     let Some(restored) = found else {
         return Err(Error::Usage(format!("`{model_dir}` has no checkpoint, so it has no lineage to verify")));

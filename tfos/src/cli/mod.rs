@@ -87,7 +87,7 @@ fn complain(error: &Error) -> u8 {
 /// Logs of this process: warnings and worse for a command, everything of ours for an executor.
 fn init_logs(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TFOS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},hdfs_native=error")));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A second initialisation in one process keeps the first.
     let _ = logs.try_init();

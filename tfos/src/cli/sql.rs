@@ -13,6 +13,7 @@ pub(super) fn run(model_dir: &str, query: &str, output: Output) -> Result<u8> {
     super::init_logs("warn");
     super::runtime()?.block_on(async {
         let dir = ModelDir::open(model_dir)?;
+        dir.contact().await?;
         // The surviving lineage: segments of an abandoned future are not asked.
         let newest = dir.list_checkpoints().await?.into_iter().rev().find_map(|c| c.manifest.ok());
         let Some(manifest) = newest else {

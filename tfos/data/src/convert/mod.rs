@@ -4,9 +4,11 @@
 //! every one of them is complete, so a failure leaves nothing that could be taken for a data set.
 //!
 //! How images travel: idx gives `image: FixedSizeList<UInt8>`. TFRecord stores it as a BytesList of one value, the raw
-//! bytes (read it back as `image:binary` or `image:uint8[784]`); CSV as columns `label,p0,p1,...`.
+//! bytes (read it back as `image:binary` or `image:uint8[784]`); CSV as columns `label,p0,p1,...`; Avro and NDJSON as
+//! lists of numbers.
 
 mod output;
+mod remote;
 mod write;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::session::{self, BATCH_ROWS, Format};
 use crate::tfrecord::{Compression, schema_text};
 use crate::{idx, plan, store};
+use remote::Staged;
 use write::Writer;
 
 /// How to write.
@@ -31,7 +34,7 @@ pub struct ConvertOptions {
     pub rows_per_file: Option<usize>,
     /// Divide the rows evenly into so many files; not together with `rows_per_file`.
     pub num_files: Option<usize>,
-    /// Gzip for CSV, Parquet (page by page), idx and TFRecord; zlib for TFRecord.
+    /// Gzip for CSV, NDJSON, Parquet (page by page), idx and TFRecord; zlib for TFRecord.
     pub compression: Compression,
     /// The input's schema as a text, see [`crate::tfrecord::parse_schema`].
     pub schema: Option<String>,
@@ -72,7 +75,7 @@ pub struct Description {
 }
 
 /// Reads `from` (as [`session::read`] does, or an idx prefix) and writes `to`: one file, or with a number of rows or
-/// files, or a `to` that ends with `/`, a directory of `part-00000.EXT` files that has no data files yet.
+/// files, or a `to` that ends with `/`, a directory of `part-00000.EXT` files that has no data files yet. Both may be addresses of object stores.
 pub async fn convert(
     from: &str,
     from_format: Format,
@@ -97,6 +100,9 @@ pub async fn convert(
         (rows, None) => rows,
         (None, Some(files)) => Some(usize::try_from(input.rows().await?).unwrap_or(usize::MAX).div_ceil(files).max(1)),
     };
+    let staged = Staged::for_address(to, rows_per_file.is_some()).await?;
+    let local = staged.as_ref().map(Staged::local);
+    let to = local.as_deref().unwrap_or(to);
     let mut writer = Writer::new(to, to_format, options.compression, rows_per_file, input.schema())?;
     match &input {
         Input::Batch(batch) => {
@@ -113,7 +119,11 @@ pub async fn convert(
             }
         }
     }
-    writer.finish()
+    let mut converted = writer.finish()?;
+    if let Some(staged) = staged {
+        converted.files = staged.upload(converted.files).await?;
+    }
+    Ok(converted)
 }
 
 /// Lists the files, their schema and the number of rows; reads everything where no statistics tell the number.

@@ -9,6 +9,10 @@ use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, UInt64Array};
 use datafusion::arrow::compute::{concat_batches, take};
 use datafusion::arrow::csv;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::arrow::ipc::writer::FileWriter;
+use datafusion::arrow::json::LineDelimitedWriter;
+use datafusion::arrow_avro::errors::AvroError;
+use datafusion::arrow_avro::writer::AvroWriter;
 use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::basic;
 use datafusion::parquet::errors::ParquetError;
@@ -40,6 +44,9 @@ enum Target {
 
 enum Sink {
     Csv(Box<csv::Writer<Output>>),
+    NdJson(Box<LineDelimitedWriter<Output>>),
+    Arrow(Box<FileWriter<AtomicFile>>),
+    Avro(Box<AvroWriter<AtomicFile>>),
     Parquet(Box<ArrowWriter<AtomicFile>>),
     TfRecord(FrameWriter<Output>, ExampleEncoder),
     /// An idx file has its number of rows in front, so its rows are collected.
@@ -60,17 +67,23 @@ impl Writer {
                 ExampleEncoder::check(&schema)?;
                 schema
             }
-            Format::Parquet => schema,
-            Format::Idx if rows_per_file.is_none() => schema,
-            other => {
+            Format::Idx if rows_per_file.is_some() => {
                 return Err(Error::Unsupported {
-                    what: format!("writing {other} (for idx: in several files)"),
-                    instead: "write csv, parquet, tfrecord, or one idx pair".into(),
+                    what: "idx in several files".into(),
+                    instead: "write one pair".into(),
                 });
             }
+            Format::Avro => lists(&schema),
+            Format::Parquet | Format::NdJson | Format::Arrow | Format::Idx => schema,
         };
         if compression == Compression::Zlib && format != Format::TfRecord {
             return Err(Error::Unsupported { what: format!("zlib for {format}"), instead: "use gzip or none".into() });
+        }
+        if compression != Compression::None && matches!(format, Format::Arrow | Format::Avro) {
+            return Err(Error::Unsupported {
+                what: format!("{compression:?} for {format}").to_lowercase(),
+                instead: "write it without".into(),
+            });
         }
         let path = local(to)?;
         let target = if rows_per_file.is_some() || to.ends_with('/') || path.is_dir() && format != Format::Idx {
@@ -88,6 +101,7 @@ impl Writer {
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         let mut rest = match self.format {
             Format::Csv => flatten(batch, &self.schema)?,
+            Format::Avro => cast(batch, &self.schema)?,
             _ => batch.clone(),
         };
         while rest.num_rows() > 0 {
@@ -158,7 +172,15 @@ impl Writer {
             Format::TfRecord => {
                 Sink::TfRecord(FrameWriter::new(Output::create(&path, self.compression)?), ExampleEncoder::default())
             }
-            _ => Sink::Idx(Vec::new()),
+            Format::NdJson => {
+                Sink::NdJson(Box::new(LineDelimitedWriter::new(Output::create(&path, self.compression)?)))
+            }
+            Format::Arrow => Sink::Arrow(Box::new(FileWriter::try_new(AtomicFile::create(&path)?, &self.schema)?)),
+            Format::Avro => {
+                let writer = AvroWriter::new(AtomicFile::create(&path)?, self.schema.as_ref().clone());
+                Sink::Avro(Box::new(writer.map_err(avro)?))
+            }
+            Format::Idx => Sink::Idx(Vec::new()),
         };
         Ok((sink, path, 0))
     }
@@ -168,6 +190,9 @@ impl Sink {
     fn write(&mut self, batch: &RecordBatch, path: &Path) -> Result<()> {
         match self {
             Self::Csv(writer) => Ok(writer.write(batch)?),
+            Self::NdJson(writer) => Ok(writer.write(batch)?),
+            Self::Arrow(writer) => Ok(writer.write(batch)?),
+            Self::Avro(writer) => writer.write(batch).map_err(avro),
             Self::Parquet(writer) => writer.write(batch).map_err(parquet),
             Self::TfRecord(writer, encoder) => encoder
                 .encode(batch, |record| writer.write(record).map_err(Error::io("write", path.display().to_string()))),
@@ -181,6 +206,15 @@ impl Sink {
     fn close(self, path: &Path) -> Result<Pending> {
         match self {
             Self::Csv(writer) => writer.into_inner().close(path),
+            Self::NdJson(mut writer) => {
+                writer.finish()?;
+                writer.into_inner().close(path)
+            }
+            Self::Arrow(writer) => writer.into_inner()?.close(),
+            Self::Avro(mut writer) => {
+                writer.finish().map_err(avro)?;
+                writer.into_inner().close()
+            }
             Self::Parquet(writer) => writer.into_inner().map_err(parquet)?.close(),
             Self::TfRecord(writer, _) => writer.into_inner().close(path),
             Self::Idx(_) => {
@@ -188,6 +222,32 @@ impl Sink {
             }
         }
     }
+}
+
+fn avro(error: AvroError) -> Error {
+    Error::Arrow(error.into())
+}
+
+/// Avro has neither lists of a fixed size nor small or unsigned numbers: the same values in types that it has.
+fn lists(schema: &Schema) -> SchemaRef {
+    fn wider(t: &DataType) -> DataType {
+        match t {
+            DataType::FixedSizeList(item, _) | DataType::List(item) => {
+                DataType::List(Arc::new(Field::new("item", wider(item.data_type()), true)))
+            }
+            DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
+            DataType::UInt32 => DataType::Int64,
+            other => other.clone(),
+        }
+    }
+    let field = |f: &Arc<Field>| Field::new(f.name(), wider(f.data_type()), f.is_nullable());
+    Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
+}
+
+fn cast(batch: &RecordBatch, to: &SchemaRef) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().zip(to.fields());
+    let columns = columns.map(|(c, f)| datafusion::arrow::compute::cast(c, f.data_type()));
+    Ok(RecordBatch::try_new(Arc::clone(to), columns.collect::<std::result::Result<Vec<_>, _>>()?)?)
 }
 
 fn parquet(error: ParquetError) -> Error {
@@ -209,10 +269,14 @@ fn empty_directory(path: PathBuf) -> Result<PathBuf> {
     let data = entries.find_map(|e| e.ok().filter(|e| !e.file_name().to_string_lossy().starts_with(['.', '_'])));
     match data {
         None => Ok(path),
-        Some(_) => Err(Error::Unsupported {
-            what: format!("writing into `{name}`, which has files,"),
-            instead: "empty it or name another directory".into(),
-        }),
+        Some(_) => Err(occupied(&name)),
+    }
+}
+
+pub(super) fn occupied(name: &str) -> Error {
+    Error::Unsupported {
+        what: format!("writing into `{name}`, which has files,"),
+        instead: "empty it or name another directory".into(),
     }
 }
 

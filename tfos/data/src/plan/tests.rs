@@ -33,6 +33,10 @@ async fn data(dir: &Path) {
             (Format::Csv, path("csv_gz", "csv.gz"), Compression::Gzip),
             (Format::TfRecord, path("tfrecord", "tfrecord"), Compression::None),
             (Format::TfRecord, path("tfrecord_gz", "gz"), Compression::Gzip),
+            (Format::NdJson, path("ndjson", "ndjson"), Compression::None),
+            (Format::NdJson, path("ndjson_gz", "ndjson.gz"), Compression::Gzip),
+            (Format::Arrow, path("arrow", "arrow"), Compression::None),
+            (Format::Avro, path("avro", "avro"), Compression::None),
         ] {
             let options = ConvertOptions { compression, ..Default::default() };
             convert(&parquet, Format::Parquet, &to, format, &options).await.unwrap();
@@ -64,6 +68,10 @@ async fn plans_travel() {
         ("csv_gz", Format::Csv),
         ("tfrecord", Format::TfRecord),
         ("tfrecord_gz", Format::TfRecord),
+        ("ndjson", Format::NdJson),
+        ("ndjson_gz", Format::NdJson),
+        ("arrow", Format::Arrow),
+        ("avro", Format::Avro),
     ] {
         let plan = planned(dir.path(), kind, format, "select n, half * 2 as x from t where n % 7 = 0").await;
         validate_no_exchange(&plan).unwrap();
@@ -80,6 +88,82 @@ async fn plans_travel() {
         }
         assert!(execute(&plan, 3, &here).is_err());
     }
+}
+
+#[tokio::test] // PLN-3
+async fn columns_in_the_names_of_folders_travel() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    for (kind, ext, format) in [
+        ("parquet", "parquet", Format::Parquet),
+        ("csv", "csv", Format::Csv),
+        ("csv_gz", "csv.gz", Format::Csv),
+        ("tfrecord", "tfrecord", Format::TfRecord),
+        ("ndjson", "ndjson", Format::NdJson),
+        ("arrow", "arrow", Format::Arrow),
+        ("avro", "avro", Format::Avro),
+    ] {
+        let hive = dir.path().join("hive").join(kind);
+        for (part, folder) in ["year=2023/city=a%20b", "year=2024/city=a%20b", "year=2024/city=c"].iter().enumerate() {
+            std::fs::create_dir_all(hive.join(folder)).unwrap();
+            let file = format!("{part}.{ext}");
+            std::fs::rename(dir.path().join(kind).join(&file), hive.join(folder).join(&file)).unwrap();
+            std::fs::write(hive.join(folder).join("_SUCCESS"), "").unwrap();
+        }
+        let kind = format!("hive/{kind}");
+        let columns = "select n, year, city, half from t";
+        let plan = planned(dir.path(), &kind, format, columns).await;
+        validate_no_exchange(&plan).unwrap();
+        let there = session();
+        let copy = decode(&encode(&plan).unwrap(), &there).unwrap();
+        assert_eq!(fingerprint(&plan).unwrap(), fingerprint(&copy).unwrap(), "{kind}");
+        assert_eq!(partitions(&copy), 3, "{kind}");
+        for (partition, (year, city)) in [(2023, "a b"), (2024, "a b"), (2024, "c")].into_iter().enumerate() {
+            for (plan, ctx) in [(&plan, &session()), (&copy, &there)] {
+                let read = rows(plan, partition, ctx).await;
+                let first = partition as i64 * 100;
+                assert_eq!(numbers(&read), (first..first + 100).collect::<Vec<_>>(), "{kind}");
+                for batch in &read {
+                    assert!(batch.column(1).as_primitive::<Int64Type>().values().iter().all(|y| *y == year), "{kind}");
+                    assert!(batch.column(2).as_string::<i32>().iter().all(|c| c == Some(city)), "{kind}");
+                }
+            }
+        }
+        // A filter on them leaves files out while it is planned.
+        let late = planned(dir.path(), &kind, format, &format!("{columns} where year = 2024 and n % 2 = 0")).await;
+        assert_eq!(partitions(&late), 2, "{kind}");
+        let late = decode(&encode(&late).unwrap(), &there).unwrap();
+        let even: Vec<i64> = (100..200).filter(|n| n % 2 == 0).collect();
+        assert_eq!(numbers(&rows(&late, 0, &there).await), even, "{kind}");
+        let none = planned(dir.path(), &kind, format, &format!("{columns} where year = 1999")).await;
+        assert_eq!(partition_rows(&none, 0).unwrap_or(0), 0, "{kind}");
+        let globbed = planned(dir.path(), &format!("{kind}/year=2024/city=*"), format, "select n, city from t").await;
+        assert_eq!(partitions(&globbed), 2, "{kind}");
+    }
+}
+
+#[tokio::test] // which value counts is not for us to guess
+async fn mixed_folders_and_columns_twice_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let from = |part: u32| dir.path().join(format!("parquet/{part}.parquet"));
+    let put = |part: u32, to: &str| {
+        std::fs::create_dir_all(dir.path().join(to)).unwrap();
+        std::fs::copy(from(part), dir.path().join(to).join("x.parquet")).unwrap();
+    };
+    put(0, "mixed/year=1");
+    put(1, "mixed");
+    put(2, "twice/n=5");
+    for (folder, words) in [("mixed", "year=…"), ("twice", "column `n` both")] {
+        let read = session::read(&session(), dir.path().join(folder).to_str().unwrap(), Format::Parquet, None).await;
+        let error = read.unwrap_err();
+        assert!(error.is_user() && error.to_string().contains(words), "{error}");
+    }
+    put(0, "typed/year=1");
+    let schema = Some("n:int64,year:string");
+    let typed = session::read(&session(), dir.path().join("typed").to_str().unwrap(), Format::Parquet, schema).await;
+    let rows = typed.unwrap().collect().await.unwrap();
+    assert_eq!((rows[0].num_columns(), rows[0].column(1).as_string::<i32>().value(0)), (2, "1"));
 }
 
 #[tokio::test] // PLN-2

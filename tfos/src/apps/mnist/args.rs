@@ -66,13 +66,14 @@ pub enum Mode {
 #[derive(Debug, Clone, Parser, Serialize, Deserialize)]
 #[command(name = "mnist", no_binary_name = true)]
 pub struct Args {
-    /// Training data: a path, a directory, a glob or a list; any object-store URL [default: digits that it draws].
+    /// Training data: a file, a directory (folders `key=value` in it are columns), a glob, or several of these with
+    /// commas between them; any object-store URL [default: digits that it draws].
     #[arg(long, value_name = "URL")]
     pub data: Option<String>,
     /// Data to score at the end (and, with --evaluator, at every checkpoint).
     #[arg(long, value_name = "URL")]
     pub eval_data: Option<String>,
-    /// Format of both: parquet, csv, ndjson, arrow or tfrecord [default: by the file names].
+    /// Format of both: parquet, csv, ndjson, arrow, avro or tfrecord [default: by the file names].
     #[arg(long)]
     pub format: Option<String>,
     /// Schema of both, such as `image:binary,label:int64` [default: inferred].

@@ -46,11 +46,11 @@ impl Application for Mnist {
             draw(cluster, &mut args, seed)?;
         }
         let data = args.data.clone().unwrap_or_default();
-        let format = format_of(&data, args.format.as_deref())?;
+        let format = format_of(cluster, &data, args.format.as_deref())?;
         cluster.set_arguments(&args)?;
         let eval = match &args.eval_data {
             Some(url) => {
-                let format = format_of(url, args.format.as_deref())?;
+                let format = format_of(cluster, url, args.format.as_deref())?;
                 let rows = cluster.read(url, format, args.schema.as_deref())?;
                 check_columns(&rows, url)?;
                 Some(rows)
@@ -95,19 +95,12 @@ impl Application for Mnist {
     }
 }
 
-fn format_of(url: &str, given: Option<&str>) -> Result<Format> {
-    if let Some(name) = given {
-        return Ok(name.parse()?);
-    }
-    let by_folder = || {
-        let mut names: Vec<String> =
-            std::fs::read_dir(url).ok()?.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-        names.sort();
-        names.iter().find_map(|n| Format::from_path(n))
+fn format_of(cluster: &Cluster, url: &str, given: Option<&str>) -> Result<Format> {
+    let found = match given {
+        Some(name) => Some(name.parse()?),
+        None => cluster.block_on(tfos_data::session::format_of(url))?,
     };
-    Format::from_path(url)
-        .or_else(by_folder)
-        .ok_or_else(|| Error::Usage(format!("the format of `{url}` cannot be told from its name; give --format")))
+    found.ok_or_else(|| Error::Usage(format!("the format of `{url}` cannot be told from its name; give --format")))
 }
 
 fn check_columns(rows: &DataFrame, what: &str) -> Result<()> {

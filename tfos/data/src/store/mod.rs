@@ -1,20 +1,32 @@
 //! Addresses: which object store an URL or a path means, and which data files are behind it.
 //!
 //! A plain path is a local file, relative ones by the working directory. `s3://`, `gs://`, `az://`, `abfs://`,
-//! `http://` and their kin take credentials and endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+//! `http://` and their kin take credentials and endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`);
+//! `hdfs://` takes Hadoop's (`HADOOP_CONF_DIR`, `HADOOP_USER_NAME`).
+
+mod fault;
+#[cfg(feature = "hdfs")]
+mod hdfs;
+mod list;
+mod remote;
 
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, parse_url_opts};
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::{Position, Url};
 
+pub use fault::explain;
+pub use list::{Listing, list};
+
 use crate::error::{Error, Result};
+
+/// What an address may begin with, for the message about one that does not.
+const KNOWN: &str = "file, s3, s3a, gs, az, adl, azure, abfs, abfss, hdfs, viewfs, http or https";
 
 /// Schemes that [`normalize`] leaves alone.
 const SCHEMES: [&str; 16] = [
@@ -22,29 +34,71 @@ const SCHEMES: [&str; 16] = [
     "https",
 ];
 
+/// How long a request is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Minutes: a job outlives the hiccups of its store.
+    Long,
+    /// Seconds: nothing runs yet, and a wrong address or key is to be told at once.
+    Short,
+}
+
+impl Patience {
+    fn retries(self) -> RetryConfig {
+        match self {
+            Self::Long => RetryConfig::default(),
+            Self::Short => RetryConfig {
+                backoff: BackoffConfig {
+                    init_backoff: Duration::from_millis(100),
+                    max_backoff: Duration::from_secs(1),
+                    base: 2.0,
+                },
+                max_retries: 2,
+                retry_timeout: FIRST_ANSWER,
+            },
+        }
+    }
+}
+
+/// How long the first answer of a store may take.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
 /// Finds the store for an address, the path in it, and the address in full form (a directory keeps its final `/`).
 pub fn resolve(address: &str) -> Result<(Arc<dyn ObjectStore>, Path, Url)> {
+    open(address, Patience::Long)
+}
+
+/// As [`resolve`], with a say in how long its requests are tried again.
+pub fn open(address: &str, patience: Patience) -> Result<(Arc<dyn ObjectStore>, Path, Url)> {
     let url = to_url(address)?;
     let bad = |reason: String| Error::BadUrl { url: address.to_owned(), reason };
     let path = Path::from_url_path(url.path()).map_err(|e| bad(e.to_string()))?;
     if url.scheme() == "file" {
         return Ok((Arc::new(LocalFileSystem::new()), path, url));
     }
-    let (store, path) = parse_url_opts(&url, environment(&url)).map_err(|source| match source {
-        object_store::Error::NotFound { .. } | object_store::Error::Generic { .. }
-            if !matches!(
-                url.scheme(),
-                "s3" | "s3a" | "gs" | "az" | "adl" | "azure" | "abfs" | "abfss" | "http" | "https"
-            ) =>
-        {
-            bad(format!(
-                "no object store is known for the scheme `{}`; use a path, file, s3, gs, az, abfs, http or https",
-                url.scheme()
-            ))
+    let Some((store, path)) = remote::open(&url, patience.retries()).map_err(|e| Error::from_store(e, address))? else {
+        return Err(bad(format!("no object store is known for the scheme `{}`; use a path, {KNOWN}", url.scheme())));
+    };
+    Ok((store, path, url))
+}
+
+/// The first request to a store before a job: an address, a key or a network that is wrong is told within seconds.
+pub async fn first_contact(address: &str) -> Result<()> {
+    let (store, path, url) = open(address, Patience::Short)?;
+    if url.scheme() == "file" {
+        return Ok(());
+    }
+    within(address, store.list_with_delimiter(Some(&path))).await.map(drop)
+}
+
+/// The answer to the first request, which does not take longer than [`FIRST_ANSWER`].
+pub async fn within<T>(address: &str, answer: impl Future<Output = object_store::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(FIRST_ANSWER, answer).await {
+        Ok(answer) => answer.map_err(|e| Error::from_store(e, address)),
+        Err(late) => {
+            Err(Error::from_store(object_store::Error::Generic { store: "URL", source: late.into() }, address))
         }
-        source => Error::Store { url: address.to_owned(), source },
-    })?;
-    Ok((Arc::from(store), path, url))
+    }
 }
 
 /// Lets a DataFusion runtime find the store of `url` (by its scheme and authority).
@@ -81,95 +135,6 @@ pub fn display(root: &str, path: Option<&Path>) -> String {
     }
 }
 
-/// The data files behind addresses.
-#[derive(Debug, Clone)]
-pub struct Listing {
-    /// Scheme and authority that all files share.
-    pub root: Url,
-    pub store: Arc<dyn ObjectStore>,
-    /// Sorted by path within each address.
-    pub files: Vec<ObjectMeta>,
-}
-
-/// Lists a file, a directory (and what is below it), a glob, or several of these separated by commas.
-///
-/// Names that begin with `_` or `.` are not data (`_SUCCESS`, `.part.crc`) unless addressed themselves.
-pub async fn list(addresses: &str) -> Result<Listing> {
-    let mut listing: Option<Listing> = None;
-    for address in addresses.split(',').map(str::trim).filter(|a| !a.is_empty()) {
-        let (store, url, files) = list_one(address).await?;
-        let base =
-            Url::parse(root(&url)).map_err(|e| Error::BadUrl { url: address.to_owned(), reason: e.to_string() })?;
-        match &mut listing {
-            None => listing = Some(Listing { root: base, store, files }),
-            Some(first) if first.root == base => first.files.extend(files),
-            Some(first) => {
-                return Err(Error::Unsupported {
-                    what: format!("one table in two stores (`{}` and `{base}`)", first.root),
-                    instead: "register two tables and use UNION ALL".into(),
-                });
-            }
-        }
-    }
-    let mut listing =
-        listing.ok_or_else(|| Error::BadUrl { url: addresses.to_owned(), reason: "the address is empty".into() })?;
-    let mut seen = std::collections::HashSet::new();
-    listing.files.retain(|f| seen.insert(f.location.clone()));
-    Ok(listing)
-}
-
-async fn list_one(address: &str) -> Result<(Arc<dyn ObjectStore>, Url, Vec<ObjectMeta>)> {
-    let (base, glob) = split_glob(address);
-    let (store, path, url) = resolve(base)?;
-    let fail = |e| Error::from_store(e, address);
-    if glob.is_none() && !path.as_ref().is_empty() && !url.path().ends_with('/') {
-        match store.head(&path).await {
-            Ok(meta) => return Ok((store, url, vec![meta])),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) if is_local_dir(&url) => drop(e),
-            Err(e) => return Err(fail(e)),
-        }
-    }
-    let mut folder = url.clone();
-    folder.set_path(&format!("{}/", url.path().trim_end_matches('/')));
-    let mut wanted = ListingTableUrl::try_new(folder, None)?;
-    if let Some(glob) = glob {
-        wanted = wanted.with_glob(glob)?;
-    }
-    let depth = path.parts().count();
-    let hidden = |p: &Path| p.parts().skip(depth).any(|part| part.as_ref().starts_with(['_', '.']));
-    let mut files: Vec<ObjectMeta> = store
-        .list(Some(&path))
-        .try_filter(|meta| std::future::ready(wanted.contains(&meta.location, false) && !hidden(&meta.location)))
-        .try_collect()
-        .await
-        .map_err(fail)?;
-    files.sort_by(|a, b| a.location.cmp(&b.location));
-    match files.is_empty() {
-        true if glob.is_some() || is_local_dir(&url) || url.path().ends_with('/') && url.scheme() != "file" => {
-            Err(Error::NoFiles { url: address.to_owned() })
-        }
-        true => Err(Error::NotFound { url: address.to_owned() }),
-        false => Ok((store, url, files)),
-    }
-}
-
-fn is_local_dir(url: &Url) -> bool {
-    url.scheme() == "file" && url.to_file_path().is_ok_and(|p| p.is_dir())
-}
-
-/// The part before the first path segment with a wildcard, and the rest.
-fn split_glob(address: &str) -> (&str, Option<&str>) {
-    let Some(wild) = address.find(['*', '?', '[']) else {
-        return (address, None);
-    };
-    // A query belongs to an URL, not to a glob.
-    match address.get(..wild).and_then(|head| head.rfind('/')) {
-        Some(slash) => (&address[..=slash], Some(&address[slash + 1..])),
-        None => ("./", Some(address)),
-    }
-}
-
 /// The URL of an address; a plain path becomes an absolute `file://` one.
 pub fn to_url(address: &str) -> Result<Url> {
     let bad = |reason: &str| Error::BadUrl { url: address.to_owned(), reason: reason.to_owned() };
@@ -192,16 +157,6 @@ pub fn to_url(address: &str) -> Result<Url> {
     let folder = address.ends_with('/') || address == "." || address.ends_with("/.");
     let url = if folder { Url::from_directory_path(&clean) } else { Url::from_file_path(&clean) };
     url.map_err(|()| bad("the path cannot be written as an URL"))
-}
-
-fn environment(url: &Url) -> Vec<(String, String)> {
-    let wanted = |key: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| key.starts_with(p));
-    let vars = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let mut options: Vec<_> = vars.filter(|(k, _)| wanted(k)).map(|(k, v)| (k.to_ascii_lowercase(), v)).collect();
-    if url.scheme() == "http" {
-        options.push(("allow_http".into(), "true".into()));
-    }
-    options
 }
 
 /// Completes a path the way a cluster's users expect: with a scheme it stays, from `/` it belongs to `default_fs`, and
@@ -258,22 +213,5 @@ mod tests {
     fn unknown_schemes_are_named() {
         let error = resolve("warp://a/b").unwrap_err();
         assert!(matches!(error, Error::BadUrl { .. }) && error.to_string().contains("`warp`"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn lists_files_folders_globs_and_lists() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a.csv", "b.csv", "c.txt", "_SUCCESS", ".a.csv.crc"] {
-            std::fs::write(dir.path().join(name), "x").unwrap();
-        }
-        let base = dir.path().display().to_string();
-        let names = |l: Listing| l.files.iter().map(|f| f.location.filename().unwrap().to_owned()).collect::<Vec<_>>();
-        assert_eq!(names(list(&base).await.unwrap()), ["a.csv", "b.csv", "c.txt"]);
-        assert_eq!(names(list(&format!("{base}/*.csv")).await.unwrap()), ["a.csv", "b.csv"]);
-        assert_eq!(names(list(&format!("{base}/b.csv,{base}/*.csv")).await.unwrap()), ["b.csv", "a.csv"]);
-        assert!(matches!(list(&format!("{base}/none")).await, Err(Error::NotFound { .. })));
-        std::fs::create_dir(dir.path().join("empty")).unwrap();
-        assert!(matches!(list(&format!("{base}/empty")).await, Err(Error::NoFiles { .. })));
-        assert!(matches!(list(&format!("{base}/*.parquet")).await, Err(Error::NoFiles { .. })));
     }
 }
