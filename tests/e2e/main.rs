@@ -17,6 +17,7 @@ mod ported;
 mod reservation;
 mod resume;
 mod staging;
+mod stores;
 
 use std::path::Path;
 

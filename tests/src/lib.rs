@@ -4,12 +4,17 @@
 pub mod bin;
 pub mod data;
 pub mod gate;
+pub mod hdfs;
 pub mod lab;
 pub mod logs;
 pub mod procs;
+pub mod s3;
+pub mod server;
 pub mod submit;
 pub mod wait;
 
 pub use gate::Gate;
+pub use hdfs::Hdfs;
 pub use lab::Lab;
+pub use s3::S3;
 pub use submit::{Done, Running, Submit};

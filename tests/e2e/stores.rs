@@ -1,0 +1,233 @@
+//! Rows, checkpoints and ledger on real servers, S3 and HDFS: the same jobs as on a file system, and what is said of
+//! a bucket, a key or a server that is wrong.
+
+use std::path::Path;
+
+use tfos_tests::data::{digits, line};
+use tfos_tests::procs::{Signal, assert_none_left, executors};
+use tfos_tests::s3::SECRET;
+use tfos_tests::server::Store;
+use tfos_tests::submit::checkpoints;
+use tfos_tests::wait::{self, secs};
+use tfos_tests::{Done, Hdfs, Lab, S3, Submit, bin};
+
+use crate::assert_learned;
+
+const ROWS: u64 = 4000;
+const EPOCHS: u64 = 2;
+
+fn s3(lab: &Lab) -> Option<Box<dyn Store>> {
+    S3::start(lab).map(|s| Box::new(s) as Box<dyn Store>)
+}
+
+fn hdfs(lab: &Lab) -> Option<Box<dyn Store>> {
+    Hdfs::start(lab).map(|s| Box::new(s) as Box<dyn Store>)
+}
+
+fn ask(store: &dyn Store, words: &str) -> Done {
+    store.known_to(Submit::tfos(words)).run().ok()
+}
+
+/// `tfos data convert` into the store.
+fn put(store: &dyn Store, from: &Path, to: &str, flags: &str) {
+    let done = ask(store, &format!("data convert {} {} {flags} --output json", from.display(), store.url(to)));
+    let files = done.json["files"].as_array().unwrap();
+    assert!(files.iter().all(|f| f["path"].as_str().unwrap().starts_with(&store.url(to))), "{}", done.json);
+}
+
+fn on(store: &dyn Store, lab: &Lab, application: &str, model: &str) -> Submit {
+    let submit = store.known_to(Submit::new(application)).flags("--quiet").flag("--log-dir", lab.path("logs"));
+    submit.flag("--model-dir", store.url(model))
+}
+
+/// `tfos verify-ledger` on the store: the rows applied in all.
+fn verified(store: &dyn Store, model: &str) -> u64 {
+    let done = ask(store, &format!("verify-ledger --output json {}", store.url(model)));
+    assert_eq!(done.json["ok"], true, "{}", done.json);
+    done.number("rows_total") as u64
+}
+
+/// `tfos checkpoints list` on the store: the steps.
+fn steps(store: &dyn Store, model: &str) -> Vec<u64> {
+    let done = ask(store, &format!("checkpoints list --output json {}", store.url(model)));
+    let listed = done.json["checkpoints"].as_array().unwrap();
+    listed.iter().map(|c| c["step"].as_u64().unwrap()).collect()
+}
+
+fn keeps_the_secret(done: &Done, lab: &Lab) {
+    for text in [&done.stdout, &done.stderr, &tfos_tests::logs::text(lab.folder())] {
+        assert!(!text.contains(SECRET), "the secret was shown");
+    }
+}
+
+/// Digits from Parquet in folders `half=…`, and from TFRecord files that the nodes read themselves.
+fn digits_are_trained(lab: &Lab, store: &dyn Store) {
+    let data = digits(env!("CARGO_TARGET_TMPDIR"));
+    put(store, &data.train_parquet, "parquet/train/half=1", "--num-files 2 --to-format parquet");
+    put(store, &data.train_parquet, "parquet/train/half=2", "--num-files 2 --to-format parquet");
+    put(store, &data.train_tfrecord, "tfrecord/train", "--num-files 4 --to-format tfrecord");
+    for (name, test, extra) in [
+        ("parquet", &data.test_parquet, vec!["--sql", "SELECT image, label FROM data WHERE half = 2"]),
+        ("tfrecord", &data.test_tfrecord, vec!["--input-mode", "direct"]),
+    ] {
+        put(store, test, &format!("{name}/test.{name}"), "");
+        let urls = [store.url(&format!("{name}/train")), store.url(&format!("{name}/test.{name}"))];
+        let submit = on(store, lab, "mnist", &format!("{name}/model")).flags("--cluster-size 3 --num-ps 1");
+        let submit = submit.args_of(["--data", &urls[0], "--eval-data", &urls[1], "--epochs", "3"]).args_of(extra);
+        let done = submit.run().ok();
+        assert!(done.number("metrics.accuracy") > 0.85, "{name}: {}", done.json);
+        assert_eq!(verified(store, &format!("{name}/model")), 3 * 8000);
+        keeps_the_secret(&done, lab);
+    }
+    let described = ask(store, &format!("data describe --output json {}", store.url("parquet/train")));
+    assert_eq!(described.number("rows"), 16_000.0);
+    let columns = described.json["columns"].as_array().unwrap();
+    assert_eq!(columns.last().unwrap()["name"], "half");
+    // Back to a local folder, by a glob.
+    let back = lab.path(&format!("back-{}", store.name()));
+    let glob = store.url("tfrecord/train/part-0000[01]*");
+    ask(store, &format!("data convert {glob} {}/ --from-format tfrecord --to-format avro", back.display()));
+    let described = ask(store, &format!("data describe --output json {}", back.display()));
+    assert_eq!((described.number("rows"), described.text("format")), (4000.0, "avro"));
+}
+
+#[test]
+fn digits_on_s3_are_trained() {
+    let lab = Lab::new("digits_on_s3_are_trained");
+    let Some(store) = s3(&lab) else { return };
+    digits_are_trained(&lab, &*store);
+}
+
+#[test]
+fn digits_on_hdfs_are_trained() {
+    let lab = Lab::new("digits_on_hdfs_are_trained");
+    let Some(store) = hdfs(&lab) else { return };
+    digits_are_trained(&lab, &*store);
+}
+
+/// `probe_app mode=linear` with rows and checkpoints on the store.
+fn linear(store: &dyn Store, lab: &Lab, arguments: &str) -> Submit {
+    let job = on(store, lab, &bin::probe().display().to_string(), "model");
+    let job = job.flags("--cluster-size 3 --num-ps 1 --save-checkpoints-steps 20");
+    job.args(&format!("mode=linear epochs={EPOCHS} data={} {arguments}", store.url("line")))
+}
+
+/// kill -9 of the driver in mid-epoch; then every question to what is on the store.
+fn a_killed_job_resumes(lab: &Lab, store: &dyn Store) {
+    put(store, &line(lab.folder(), ROWS, 4), "line", "--num-files 4 --to-format parquet");
+    let mut gate = lab.gate("gate");
+    let mut running = linear(store, lab, "").args_of(gate.arguments(150)).start();
+    gate.reached(&mut running, &[0, 1]);
+    let step = wait::until("a checkpoint on the store", secs(30), || steps(store, "model").last().copied());
+    assert!(step < EPOCHS * ROWS / 10, "the job was to be in its middle, not at step {step}");
+    assert!(!executors(lab.folder()).is_empty());
+    running.signal(Signal::SIGKILL);
+    assert_eq!(running.wait().signal(), Some(9), "the driver was to die of the signal");
+    assert_none_left(lab.folder(), secs(5));
+    gate.open();
+    let done = linear(store, lab, "").run().ok().says(&["resuming from step"]);
+    let rows = done.number("rows") as u64;
+    assert!(rows > 0 && rows < EPOCHS * ROWS, "the second run was to do a part of the rows, it did {rows}");
+    assert_eq!(done.number("generation"), 2.0);
+    assert_learned(&done);
+    keeps_the_secret(&done, lab);
+    assert_eq!(verified(store, "model"), EPOCHS * ROWS);
+
+    let (url, all) = (store.url("model"), steps(store, "model"));
+    let last = *all.last().unwrap();
+    assert_eq!(done.number("global_step") as u64, last);
+    assert_eq!(ask(store, &format!("checkpoints verify {url} --output json")).json["ok"], true);
+    let copy = lab.path("copy");
+    ask(store, &format!("checkpoints copy {url} {last} {}", copy.display()));
+    assert_eq!(checkpoints(&copy), [last], "from the store to a local folder");
+    ask(store, &format!("checkpoints delete {url} {last}"));
+    assert_eq!(steps(store, "model"), all[..all.len() - 1]);
+    let dry = linear(store, lab, "").flags("--dry-run").run().ok();
+    keeps_the_secret(&dry, lab);
+}
+
+#[test]
+fn a_killed_job_on_s3_resumes() {
+    let lab = Lab::new("a_killed_job_on_s3_resumes");
+    let Some(store) = s3(&lab) else { return };
+    generations_are_claimed_once(&lab, &*store);
+    a_killed_job_resumes(&lab, &*store);
+}
+
+#[test]
+fn a_killed_job_on_hdfs_resumes() {
+    let lab = Lab::new("a_killed_job_on_hdfs_resumes");
+    let Some(store) = hdfs(&lab) else { return };
+    generations_are_claimed_once(&lab, &*store);
+    a_killed_job_resumes(&lab, &*store);
+}
+
+/// Of drivers that begin at the same moment each claims a generation of its own: creating is refused where a file is.
+fn generations_are_claimed_once(lab: &Lab, store: &dyn Store) {
+    let probe = bin::probe().display().to_string();
+    let idle = |i: u32| {
+        let submit = store.known_to(Submit::new(&probe)).flags("--quiet").flag("--log-dir", lab.path(&format!("{i}")));
+        submit.flag("--model-dir", store.url("claimed")).args("mode=idle").start()
+    };
+    let running: Vec<_> = (0..4).map(idle).collect();
+    let mut claimed: Vec<u64> = running.into_iter().map(|r| r.wait().ok().number("generation") as u64).collect();
+    claimed.sort();
+    assert_eq!(claimed, [1, 2, 3, 4]);
+}
+
+/// The three ways to a store: the model directory, the data, and a question.
+fn ways(store: &dyn Store, lab: &Lab, url: &str) -> [Submit; 3] {
+    let probe = || store.known_to(Submit::new(&bin::probe().display().to_string())).flags("--quiet");
+    let local = lab.path("line");
+    [
+        probe().flags(&format!("--model-dir {url}")).args(&format!("mode=linear data={}", local.display())),
+        probe().flag("--model-dir", lab.path("model")).args(&format!("mode=linear data={url}")),
+        store.known_to(Submit::tfos(&format!("verify-ledger {url}"))),
+    ]
+}
+
+/// Known within seconds, by one message, before an executor is started.
+fn refused(submit: Submit, lab: &Lab, words: &[&str]) {
+    let done = submit.run().fails(1, words);
+    let error = done.error();
+    assert!(done.wall < secs(15), "it took {:?}: {error}", done.wall);
+    keeps_the_secret(&done, lab);
+    assert!(executors(lab.folder()).is_empty());
+}
+
+#[test]
+fn a_wrong_bucket_key_or_server_is_told_at_once() {
+    let lab = Lab::new("a_wrong_bucket_key_or_server_is_told_at_once");
+    let Some(store) = s3(&lab) else { return };
+    line(lab.folder(), ROWS, 4);
+    let good = store.url("x");
+    for submit in ways(&*store, &lab, "s3://none/x") {
+        refused(submit, &lab, &["the bucket of `s3://none/x`", "does not exist", "AWS_ENDPOINT_URL"]);
+    }
+    for submit in ways(&*store, &lab, &good) {
+        let submit = submit.env("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
+        refused(submit, &lab, &["`s3://tfos/x`", "does not answer", "Connection refused", "AWS_ENDPOINT_URL"]);
+    }
+    for submit in ways(&*store, &lab, &good) {
+        let submit = submit.env("AWS_SECRET_ACCESS_KEY", "another");
+        refused(submit, &lab, &["`s3://tfos/x` refuses (", "AWS_SECRET_ACCESS_KEY"]);
+    }
+    for submit in ways(&*store, &lab, &good) {
+        let submit = submit.env("AWS_ACCESS_KEY_ID", "NOBODY");
+        refused(submit, &lab, &["`s3://tfos/x` refuses (", "AWS_ACCESS_KEY_ID"]);
+    }
+    let [_, data, _] = ways(&*store, &lab, &good);
+    refused(data, &lab, &["`s3://tfos/x` does not exist"]);
+}
+
+#[test]
+fn a_wrong_path_or_name_node_is_told_at_once() {
+    let lab = Lab::new("a_wrong_path_or_name_node_is_told_at_once");
+    let Some(store) = hdfs(&lab) else { return };
+    line(lab.folder(), ROWS, 4);
+    for submit in ways(&*store, &lab, "hdfs://127.0.0.1:1/x") {
+        refused(submit, &lab, &["`hdfs://127.0.0.1:1/x`", "does not answer", "Connection refused", "HADOOP_CONF_DIR"]);
+    }
+    let [_, data, _] = ways(&*store, &lab, &store.url("x"));
+    refused(data, &lab, &["/x` does not exist"]);
+}
