@@ -10,9 +10,10 @@ cargo xtask check                        format, tidy, control plane without lib
 cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
 cargo xtask fmt                          format everything
 cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead
+cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 4] = ["submit", "feed", "tfrecord", "overhead"];
+const BENCHES: [&str; 5] = ["submit", "feed", "tfrecord", "overhead", "ps"];
 
 /// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
 const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];
@@ -88,8 +89,10 @@ fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator
 }
 
 fn bench(name: &str, rest: &[&str]) -> Done {
-    if name == "tfrecord" {
-        return bench_tfrecord(rest);
+    match name {
+        "tfrecord" => return bench_tfrecord(rest),
+        "ps" => return bench_ps(rest),
+        _ => {}
     }
     run(root().join("deploy/setup"), [""; 0])?;
     let mut arguments = vec!["run", "--quiet", "--package", "tfos-examples", "--bin", "tfos-bench", "--", name];
@@ -113,6 +116,27 @@ fn bench_tfrecord(rest: &[&str]) -> Done {
     let removed = std::fs::remove_dir_all(&folder);
     theirs?;
     removed.map_err(|e| Failure { message: format!("{keep} cannot be removed: {e}"), code: 1 })
+}
+
+/// Ours, PyTorch and TensorFlow in turn, on one model.
+fn bench_ps(rest: &[&str]) -> Done {
+    run(root().join("deploy/setup"), ["--tensorflow"])?;
+    // This package alone builds in a minute: it needs neither libtorch nor DataFusion.
+    run("cargo", ["build", "--quiet", "--package", "tfos-ps", "--example", "ps_bench"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let tools = env::var_os("TFOS_TOOLS").map_or_else(|| root().join(".tools"), PathBuf::from);
+    // The wheel is for the Python that installed it: that of the venv, or of a LIBTORCH of your own, yours.
+    let venv = tools.join("venv/bin/python");
+    let own = || env::var_os("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    let torch = if venv.is_file() { venv } else { own() };
+    let program = target.join("debug/examples/ps_bench");
+    let scripts = root().join("deploy/bench");
+    let tensorflow = root().join(".tools/tensorflow/bin/python");
+    let libtorch = env::var_os("LIBTORCH").map_or_else(|| root().join(".tools/libtorch/torch"), PathBuf::from);
+    let packages = libtorch.parent().unwrap_or(&libtorch).to_owned();
+    let own = ["--scripts".as_ref(), scripts.as_os_str(), "--tensorflow".as_ref(), tensorflow.as_os_str()];
+    let torch = ["--torch".as_ref(), torch.as_os_str(), "--torch-packages".as_ref(), packages.as_os_str()];
+    run(program, own.into_iter().chain(torch).chain(rest.iter().map(|argument| OsStr::new(*argument))))
 }
 
 /// A peer's script with the Python of `.tools/tensorflow`, or of another environment in `PEERS_PYTHON`: each script
