@@ -1,4 +1,4 @@
-//! `f32` slices seen as the bytes they lie in: the only unsafe code of the crate.
+//! `f32` slices seen as the bytes they lie in: the only unsafe code of the crate outside `transport`.
 
 /// The little-endian bytes of `floats`, without a copy.
 pub(crate) fn bytes(floats: &[f32]) -> &[u8] {

@@ -1,12 +1,19 @@
-//! How bytes get from one process to another: a small trait, and TCP, so that other transports can follow.
+//! How bytes get from one process to another: a small trait, TCP, and shared memory within one host.
 //!
 //! A connection is used by one thread per direction. `send` and `recv` take lists of slices, so that a frame goes
 //! from and to where its parts lie without being gathered first.
+
+mod nearest;
+mod ring;
+mod shared;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
+
+pub use self::nearest::Nearest;
+pub use self::shared::{SharedAcceptor, connect_shared};
 
 /// Makes connections.
 pub trait Transport: Send + Sync + Debug {
@@ -36,6 +43,8 @@ pub trait Connection: Send + Debug {
     fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// The other end, for messages.
     fn peer(&self) -> &str;
+    /// What carries the bytes, for messages.
+    fn transport(&self) -> &'static str;
 }
 
 /// Ends a connection or an acceptor from another thread.
@@ -178,6 +187,10 @@ impl Connection for TcpConnection {
 
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    fn transport(&self) -> &'static str {
+        "TCP"
     }
 }
 

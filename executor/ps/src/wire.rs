@@ -81,9 +81,11 @@ pub enum Kind {
     Bye,
     /// ps:k to ps:0: this shard's sums of a round of measuring, as meta.
     Measured,
+    /// Before Hello: asks for the name of the abstract socket; the answer has it as meta, empty if there is none.
+    Nearest,
 }
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 19] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -102,6 +104,7 @@ const KINDS: [Kind; 18] = [
     Kind::WorkerGone,
     Kind::Bye,
     Kind::Measured,
+    Kind::Nearest,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.

@@ -9,8 +9,16 @@ use crate::{Failure, Options, limit, peers};
 pub(crate) const WORKERS: u32 = 2;
 
 /// One of ours; `exchange` computes nothing.
-const CASES: [(&str, &str, bool); 4] =
-    [("tcp", "async", true), ("tcp", "sync", true), ("tcp", "async", false), ("tcp", "sync", false)];
+const CASES: [(&str, &str, bool); 8] = [
+    ("shm", "async", true),
+    ("shm", "sync", true),
+    ("tcp", "async", true),
+    ("tcp", "sync", true),
+    ("shm", "async", false),
+    ("shm", "sync", false),
+    ("tcp", "async", false),
+    ("tcp", "sync", false),
+];
 
 pub(crate) fn run_all(options: &Options) -> Result<(), Failure> {
     let mut report = Report::new(options.json);

@@ -85,6 +85,8 @@ fn work(setting: &Worker<'_>) -> Result<(), Failure> {
     let addresses = [setting.address.clone()];
     let mut client = match setting.transport {
         "tcp" => PsClient::connect_over(&Tcp, &addresses, &options)?,
+        // What a job does by itself on one host.
+        "shm" => PsClient::connect(&addresses, &options)?,
         other => return Err(format!("there is no transport {other}").into()),
     };
     let elements = setting.elements;

@@ -14,7 +14,7 @@ use crate::layout::{Layout, shard_range};
 use crate::optimizer::Scheduled;
 use crate::sequencer::Mode;
 use crate::snapshot::FullState;
-use crate::transport::{Closer, Connection, Tcp, Transport};
+use crate::transport::{Closer, Connection, Nearest, Transport};
 use crate::wire::{self, Header, Hello, HelloRole, Init, Kind};
 
 /// A worker's connections to all parameter servers.
@@ -46,9 +46,9 @@ impl Canceller {
 }
 
 impl PsClient {
-    /// Connects to all ps, in order, over TCP.
+    /// Connects to all ps, in order, over shared memory where one is on this host, else TCP.
     pub fn connect(addresses: &[String], options: &ClientOptions) -> Result<PsClient, Error> {
-        PsClient::connect_over(&Tcp, addresses, options)
+        PsClient::connect_over(&Nearest, addresses, options)
     }
 
     /// Connects over any transport.
@@ -83,6 +83,7 @@ impl PsClient {
             wire::send(&mut *connection, Header::new(Kind::Hello), &meta, [])?;
             let welcome = wire::expect(&mut *connection, Kind::Welcome, "Welcome")?;
             connection.set_timeout(None).map_err(lost)?;
+            tracing::info!("ps:{shard} at {address} is reached over {}", connection.transport());
             if shard == 0 {
                 session = u32::try_from(welcome.seq).ok();
                 initialised_at = (welcome.flags & wire::INITIALISED != 0).then_some(welcome.step);

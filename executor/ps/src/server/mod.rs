@@ -10,11 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::decision::{Commit, DropReason};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, Violation};
 use crate::sequencer::{Event, Notice};
 use crate::snapshot::Snapshot;
-use crate::transport::{Acceptor, Closer, Connection, Tcp, TcpAcceptor, Transport};
-use crate::wire::{self, Hello, HelloRole, Kind};
+use crate::transport::{Acceptor, Closer, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport};
+use crate::wire::{self, Header, Hello, HelloRole, Kind};
 use state::{Inner, lock};
 
 /// Who has not said Hello within this time is no node of ours.
@@ -74,24 +74,44 @@ impl From<Notice> for ServerEvent {
 #[derive(Debug)]
 pub struct PsServer {
     inner: Arc<Inner>,
-    acceptor: Box<dyn Closer>,
+    acceptors: Vec<Box<dyn Closer>>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl PsServer {
-    /// Serves on a listener that the caller bound, over TCP.
+    /// Serves on a listener that the caller bound: over TCP, and over shared memory for who is on this host.
     pub fn start(
         listener: TcpListener,
         options: ServerOptions,
         events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
     ) -> Result<PsServer, Error> {
         let acceptor = TcpAcceptor::new(listener).map_err(|source| Error::System { what: "listen", source })?;
-        PsServer::start_on(Box::new(acceptor), Arc::new(Tcp), options, events)
+        let mut acceptors: Vec<Box<dyn Acceptor>> = vec![Box::new(acceptor)];
+        let mut name = String::new();
+        match SharedAcceptor::new() {
+            Ok(shared) => {
+                shared.name().clone_into(&mut name);
+                acceptors.push(Box::new(shared));
+            }
+            Err(error) => tracing::warn!(%error, "no shared memory: all workers use TCP"),
+        }
+        PsServer::start_all(acceptors, name, Arc::new(Tcp), options, events)
     }
 
     /// Serves on any transport.
     pub fn start_on(
         acceptor: Box<dyn Acceptor>,
+        transport: Arc<dyn Transport>,
+        options: ServerOptions,
+        events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
+    ) -> Result<PsServer, Error> {
+        PsServer::start_all(vec![acceptor], String::new(), transport, options, events)
+    }
+
+    /// `name` is what to tell who asks for shared memory.
+    fn start_all(
+        acceptors: Vec<Box<dyn Acceptor>>,
+        name: String,
         transport: Arc<dyn Transport>,
         options: ServerOptions,
         events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
@@ -103,17 +123,21 @@ impl PsServer {
         if options.shard > 0 && options.peers.is_empty() {
             return wrong("peers", "the addresses of all ps".to_owned(), "empty".to_owned());
         }
-        let closer = acceptor.closer().map_err(|source| Error::System { what: "listen", source })?;
+        let closers: Result<Vec<_>, _> = acceptors.iter().map(|acceptor| acceptor.closer()).collect();
+        let closers = closers.map_err(|source| Error::System { what: "listen", source })?;
         let inner = Arc::new(Inner::new(options, events));
         let threads = Arc::new(Mutex::new(Vec::new()));
         // Built before the threads are, so that an error below stops what is already running.
-        let server = PsServer { inner: Arc::clone(&inner), acceptor: closer, threads: Arc::clone(&threads) };
+        let server = PsServer { inner: Arc::clone(&inner), acceptors: closers, threads: Arc::clone(&threads) };
         if inner.options.shard > 0 {
             let inner = Arc::clone(&inner);
             spawn(&threads, "ps-link", move || peer::follow(&inner, &*transport))?;
         }
-        let handles = Arc::clone(&threads);
-        spawn(&threads, "ps-accept", move || accept(&inner, &*acceptor, &handles))?;
+        let name: Arc<str> = name.into();
+        for acceptor in acceptors {
+            let (inner, handles, name) = (Arc::clone(&inner), Arc::clone(&threads), Arc::clone(&name));
+            spawn(&threads, "ps-accept", move || accept(&inner, &*acceptor, &handles, &name))?;
+        }
         Ok(server)
     }
 
@@ -151,7 +175,7 @@ impl PsServer {
     /// as all waiting is interrupted. Idempotent.
     pub fn stop(&self) {
         self.inner.close(true);
-        self.acceptor.close();
+        self.acceptors.iter().for_each(|acceptor| acceptor.close());
         loop {
             // Not held while joining: the accepting thread may be adding a last one.
             let Some(thread) = lock(&self.threads).pop() else {
@@ -180,7 +204,7 @@ fn spawn(threads: &Mutex<Vec<JoinHandle<()>>>, name: &str, body: impl FnOnce() +
     Ok(())
 }
 
-fn accept(inner: &Arc<Inner>, acceptor: &dyn Acceptor, threads: &Arc<Mutex<Vec<JoinHandle<()>>>>) {
+fn accept(inner: &Arc<Inner>, acceptor: &dyn Acceptor, threads: &Arc<Mutex<Vec<JoinHandle<()>>>>, name: &Arc<str>) {
     let _guard = inner.panic_guard();
     let mut failures = 0;
     loop {
@@ -202,32 +226,46 @@ fn accept(inner: &Arc<Inner>, acceptor: &dyn Acceptor, threads: &Arc<Mutex<Vec<J
             }
         };
         failures = 0;
-        let serving = Arc::clone(inner);
-        if let Err(error) = spawn(threads, "ps-connection", move || serve(&serving, connection)) {
+        let (serving, name) = (Arc::clone(inner), Arc::clone(name));
+        if let Err(error) = spawn(threads, "ps-connection", move || serve(&serving, connection, &name)) {
             tracing::warn!(%error, "cannot serve a connection");
         }
     }
 }
 
-fn serve(inner: &Inner, mut connection: Box<dyn Connection>) {
+fn serve(inner: &Inner, mut connection: Box<dyn Connection>, name: &str) {
     let _guard = inner.panic_guard();
     let Ok(registered) = inner.register(&*connection) else {
         return;
     };
-    match greet(inner, &mut *connection) {
-        Ok(HelloRole::Worker { worker, is_chief, session }) => {
+    match greet(inner, &mut *connection, name) {
+        Ok(None) => {}
+        Ok(Some(HelloRole::Worker { worker, is_chief, session })) => {
+            tracing::info!("trainer {worker} is connected over {}", connection.transport());
             worker::serve(inner, connection, worker, is_chief, session)
         }
-        Ok(HelloRole::Shard { shard }) => peer::lead(inner, connection, shard),
+        Ok(Some(HelloRole::Shard { shard })) => peer::lead(inner, connection, shard),
         Err(error) => tracing::warn!(%error, "refused a connection"),
     }
     inner.unregister(registered);
 }
 
-/// Reads the Hello and checks it; a refusal has been sent when this returns an error.
-fn greet(inner: &Inner, connection: &mut dyn Connection) -> Result<HelloRole, Error> {
+/// Reads the Hello and checks it; a refusal has been sent when this returns an error. None when the peer asked for
+/// shared memory and found it, so that it needs this connection no more.
+fn greet(inner: &Inner, connection: &mut dyn Connection, name: &str) -> Result<Option<HelloRole>, Error> {
     connection.set_timeout(Some(HELLO_TIMEOUT)).map_err(|source| wire::lost(connection, source))?;
-    let header = wire::expect(connection, Kind::Hello, "Hello")?;
+    let mut header = wire::recv_header(connection)?;
+    if header.kind == Kind::Nearest {
+        wire::send(connection, Header::new(Kind::Nearest), name.as_bytes(), [])?;
+        header = match wire::recv_header(connection) {
+            Err(Error::PeerLost { .. }) => return Ok(None),
+            next => next?,
+        };
+    }
+    if header.kind != Kind::Hello {
+        let found = format!("{:?}", header.kind);
+        return Err(wire::violated(connection, Violation::UnexpectedKind { expected: "Hello", found }));
+    }
     let meta = wire::recv_meta(connection, &header, wire::MAX_HELLO)?;
     let hello: Hello = wire::from_json(connection, "hello", &meta)?;
     connection.set_timeout(None).map_err(|source| wire::lost(connection, source))?;
@@ -235,7 +273,7 @@ fn greet(inner: &Inner, connection: &mut dyn Connection) -> Result<HelloRole, Er
         wire::refuse(connection, &refusal)?;
         return Err(Error::Refused { address: format!("ps:{}", inner.options.shard), refusal });
     }
-    Ok(hello.role)
+    Ok(Some(hello.role))
 }
 
 fn check(options: &ServerOptions, hello: &Hello) -> Result<(), Refusal> {

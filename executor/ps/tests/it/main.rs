@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod cluster;
+mod contract;
 mod failure;
 mod refusal;
 mod snapshot;
