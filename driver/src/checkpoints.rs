@@ -39,7 +39,6 @@ impl ModelDir {
                 listed.push(self.checkpoint(step).await?);
             }
         }
-        listed.sort_by_key(|c| c.step);
         Ok(listed)
     }
 

@@ -1,6 +1,7 @@
 //! The model directory in its object store: generations, write probe, manifests, retention. Facts are read
 //! here, decisions come from `tfos_core::checkpoint`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -215,17 +216,24 @@ impl ModelDir {
         }
     }
 
-    /// Steps of the folders of checkpoints, and whether each has a manifest: without one it is no checkpoint
-    /// (CKP-1), but what a killed job left of one, or one that was set aside.
-    pub(crate) async fn folders(&self) -> Result<Vec<(GlobalStep, bool)>, Error> {
-        let mut found = vec![];
-        for step in self.names(Paths::CHECKPOINTS).await?.iter().filter_map(|n| Paths::parse_step(n)) {
-            let exists = match self.store.head(&self.path(&Paths::manifest(step))).await {
-                Ok(_) => true,
-                Err(object_store::Error::NotFound { .. }) => false,
-                Err(e) => return Err(self.error(format!("checkpoint {step} cannot be looked at"), e)),
-            };
-            found.push((step, exists));
+    /// Every file below a folder, relative to the model directory.
+    async fn files(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let listed: Result<Vec<_>, _> = self.store.list(Some(&self.path(folder))).try_collect().await;
+        let listed = listed.map_err(|e| self.error(format!("`{folder}` cannot be listed"), e))?;
+        let relative = |path: &Path| -> Option<String> {
+            let parts: Vec<_> = path.prefix_match(&self.root)?.collect();
+            Some(parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/"))
+        };
+        Ok(listed.iter().filter_map(|meta| relative(&meta.location)).collect())
+    }
+
+    /// Steps of the folders of checkpoints, in order, and whether each has a manifest: without one it is no checkpoint
+    /// (CKP-1), but what a killed job left of one, or one that was set aside. One listing, however many there are.
+    pub(crate) async fn folders(&self) -> Result<BTreeMap<GlobalStep, bool>, Error> {
+        let mut found = BTreeMap::new();
+        for file in self.files(Paths::CHECKPOINTS).await? {
+            let Some(step) = Paths::step_of(&file) else { continue };
+            *found.entry(step).or_insert(false) |= file == Paths::manifest(step);
         }
         Ok(found)
     }

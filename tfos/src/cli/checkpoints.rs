@@ -1,6 +1,7 @@
 //! `tfos checkpoints`: what a model directory holds.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tfos_core::checkpoint::Manifest;
 use tfos_core::ids::GlobalStep;
@@ -12,29 +13,28 @@ use tfos_executor::ps::{Layout, Variable};
 use super::flags::{CheckpointCommand, Output};
 use crate::{Error, Result};
 
-pub(super) fn run(command: CheckpointCommand) -> Result<u8> {
+pub(super) fn run(command: CheckpointCommand, output: Output) -> Result<u8> {
     super::init_logs("warn");
-    let output = command.output();
     super::runtime()?.block_on(async {
         match command {
-            CheckpointCommand::List { model_dir, .. } => list(&open(&model_dir).await?, output).await,
-            CheckpointCommand::Show { model_dir, step, .. } => show(&open(&model_dir).await?, step, output).await,
-            CheckpointCommand::Verify { model_dir, step, .. } => verify(&open(&model_dir).await?, step, output).await,
-            CheckpointCommand::Delete { model_dir, step, .. } => {
+            CheckpointCommand::List { model_dir } => list(&open(&model_dir).await?, output).await,
+            CheckpointCommand::Show { model_dir, step } => show(&open(&model_dir).await?, step, output).await,
+            CheckpointCommand::Verify { model_dir, step } => verify(&open(&model_dir).await?, step, output).await,
+            CheckpointCommand::Delete { model_dir, step } => {
                 let dir = open(&model_dir).await?;
                 dir.checkpoint(GlobalStep(step)).await?;
                 dir.delete_checkpoint(GlobalStep(step)).await?;
                 say(output, &json!({"status": "ok", "deleted": step}), &format!("deleted checkpoint {step}"));
                 Ok(0)
             }
-            CheckpointCommand::Copy { model_dir, step, to, .. } => {
+            CheckpointCommand::Copy { model_dir, step, to } => {
                 let (from, target) = (open(&model_dir).await?, open(&to).await?);
                 let manifest = whole(&from, from.checkpoint(GlobalStep(step)).await?).await?;
                 from.copy_checkpoint(&manifest, &target).await?;
                 say(output, &json!({"status": "ok", "copied": step, "to": to}), &format!("copied {step} to {to}"));
                 Ok(0)
             }
-            CheckpointCommand::Diff { model_dir, first, second, .. } => diff(&model_dir, first, second, output).await,
+            CheckpointCommand::Diff { model_dir, first, second } => diff(&model_dir, first, second, output).await,
         }
     })
 }
@@ -171,61 +171,78 @@ async fn load(url: &str, step: u64) -> Result<Checkpoint> {
     Ok(CheckpointStore::open(url)?.load(&manifest).await?)
 }
 
-/// Largest and root-mean-square difference of one variable, and the second's own root mean square.
-fn compare(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
-    let (mut largest, mut squares, mut own) = (0f64, 0f64, 0f64);
+/// One variable of two checkpoints.
+#[derive(Debug, Serialize)]
+struct Difference<'a> {
+    name: &'a str,
+    shape: &'a [i64],
+    #[serde(flatten)]
+    values: Values,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Values {
+    Compared {
+        /// Largest difference.
+        max_abs: f64,
+        /// Root mean square of the differences.
+        rms: f64,
+        /// Root mean square of the second's own values.
+        rms_of_second: f64,
+    },
+    /// The other checkpoint has no variable of this name and shape.
+    Alone { only_in: u64 },
+}
+
+fn compare(a: &[f32], b: &[f32]) -> Values {
+    let (mut max_abs, mut squares, mut own) = (0f64, 0f64, 0f64);
     for (a, b) in a.iter().zip(b) {
         let difference = f64::from(*b) - f64::from(*a);
-        largest = largest.max(difference.abs());
+        max_abs = max_abs.max(difference.abs());
         squares += difference * difference;
         own += f64::from(*b) * f64::from(*b);
     }
     let n = (b.len() as f64).max(1.0);
-    (largest, (squares / n).sqrt(), (own / n).sqrt())
+    Values::Compared { max_abs, rms: (squares / n).sqrt(), rms_of_second: (own / n).sqrt() }
+}
+
+/// Variables and buffers with their values.
+fn values(c: &Checkpoint) -> Vec<(&Variable, &[f32])> {
+    fn of<'a>(list: &'a [Variable], flat: &'a [f32]) -> impl Iterator<Item = (&'a Variable, &'a [f32])> {
+        list.iter().map(|v| (v, flat.get(v.offset..v.offset + v.len()).unwrap_or_default()))
+    }
+    of(&c.layout.variables, &c.state.params).chain(of(&c.layout.buffers, &c.state.buffers)).collect()
 }
 
 async fn diff(url: &str, first: u64, second: u64, output: Output) -> Result<u8> {
     let (a, b) = (load(url, first).await?, load(url, second).await?);
-    let kinds = |c: &Checkpoint| -> Vec<(Variable, Vec<f32>)> {
-        let values = |list: &[Variable], flat: &[f32]| -> Vec<(Variable, Vec<f32>)> {
-            let of = |v: &Variable| flat.get(v.offset..v.offset + v.len()).unwrap_or_default().to_vec();
-            list.iter().map(|v| (v.clone(), of(v))).collect()
-        };
-        let mut all = values(&c.layout.variables, &c.state.params);
-        all.extend(values(&c.layout.buffers, &c.state.buffers));
-        all
-    };
-    let (a, b) = (kinds(&a), kinds(&b));
+    let (a, b) = (values(&a), values(&b));
+    let same = |v: &Variable, w: &Variable| v.name == w.name && v.shape == w.shape;
     let mut lines = vec![];
     for (variable, after) in &b {
-        let before = a.iter().find(|(v, _)| v.name == variable.name && v.shape == variable.shape);
-        let line = match before {
-            Some((_, before)) => {
-                let (largest, rms, own) = compare(before, after);
-                json!({"name": variable.name, "shape": variable.shape, "max_abs": largest, "rms": rms, "rms_of_second": own})
-            }
-            None => json!({"name": variable.name, "shape": variable.shape, "only_in": second}),
-        };
-        lines.push(line);
+        let before = a.iter().find(|(v, _)| same(v, variable));
+        let values = before.map_or(Values::Alone { only_in: second }, |(_, before)| compare(before, after));
+        lines.push(Difference { name: &variable.name, shape: &variable.shape, values });
     }
-    let missing = a.iter().filter(|(v, _)| !b.iter().any(|(w, _)| w.name == v.name && w.shape == v.shape));
-    lines.extend(missing.map(|(v, _)| json!({"name": v.name, "shape": v.shape, "only_in": first})));
+    let missing = a.iter().filter(|(v, _)| !b.iter().any(|(w, _)| same(v, w)));
+    let only_in = first;
+    lines.extend(missing.map(|(v, _)| Difference {
+        name: &v.name,
+        shape: &v.shape,
+        values: Values::Alone { only_in },
+    }));
     if output == Output::Json {
         println!("{}", json!({"first": first, "second": second, "variables": lines}));
         return Ok(0);
     }
     println!("{:<40} {:>14} {:>14} {:>16}", "variable", "max |diff|", "rms diff", format!("rms at {second}"));
-    for line in &lines {
-        let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        let name = line.get("name").and_then(Value::as_str).unwrap_or_default();
-        match line.get("only_in") {
-            Some(step) => println!("{name:<40} only in {step}"),
-            None => println!(
-                "{name:<40} {:>14.6e} {:>14.6e} {:>16.6e}",
-                number("max_abs"),
-                number("rms"),
-                number("rms_of_second")
-            ),
+    for Difference { name, values, .. } in &lines {
+        match values {
+            Values::Alone { only_in } => println!("{name:<40} only in {only_in}"),
+            Values::Compared { max_abs, rms, rms_of_second } => {
+                println!("{name:<40} {max_abs:>14.6e} {rms:>14.6e} {rms_of_second:>16.6e}");
+            }
         }
     }
     Ok(0)

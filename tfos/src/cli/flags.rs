@@ -38,8 +38,13 @@ pub(super) enum Command {
         output: Output,
     },
     /// List, show, verify, delete, copy and compare the checkpoints of a model directory.
-    #[command(subcommand)]
-    Checkpoints(CheckpointCommand),
+    Checkpoints {
+        #[command(subcommand)]
+        command: CheckpointCommand,
+        /// How to print.
+        #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Query a model directory's ledger with SQL: table `steps` has a line for each range of rows of each update.
     Sql {
         /// Model directory, any object-store URL.
@@ -66,8 +71,7 @@ impl Command {
             Self::Apps { output } | Self::VerifyLedger { output, .. } => *output,
             Self::Data(DataCommand::Convert(flags)) => flags.output,
             Self::Data(DataCommand::Describe { output, .. }) => *output,
-            Self::Checkpoints(command) => command.output(),
-            Self::Sql { output, .. } => *output,
+            Self::Checkpoints { output, .. } | Self::Sql { output, .. } => *output,
             Self::Executor(_) | Self::Completions { .. } => Output::Text,
         };
         output == Output::Json
@@ -80,9 +84,6 @@ pub(super) enum CheckpointCommand {
     List {
         /// Model directory, any object-store URL.
         model_dir: String,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
     /// One checkpoint: variables, optimizer, rows, files.
     Show {
@@ -90,9 +91,6 @@ pub(super) enum CheckpointCommand {
         model_dir: String,
         /// Its step [default: the newest].
         step: Option<u64>,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
     /// Read every byte and compare sizes and checksums; exit code 1 when something is damaged.
     Verify {
@@ -100,9 +98,6 @@ pub(super) enum CheckpointCommand {
         model_dir: String,
         /// Only this step [default: all].
         step: Option<u64>,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
     /// Delete one checkpoint.
     Delete {
@@ -110,9 +105,6 @@ pub(super) enum CheckpointCommand {
         model_dir: String,
         /// Its step.
         step: u64,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
     /// Copy one checkpoint, and the ledger that led to it, into a new model directory.
     Copy {
@@ -122,9 +114,6 @@ pub(super) enum CheckpointCommand {
         step: u64,
         /// The new model directory, any object-store URL.
         to: String,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
     /// Compare the values of two checkpoints, variable by variable.
     Diff {
@@ -134,23 +123,7 @@ pub(super) enum CheckpointCommand {
         first: u64,
         /// The second step.
         second: u64,
-        /// How to print.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
     },
-}
-
-impl CheckpointCommand {
-    pub(super) fn output(&self) -> Output {
-        match self {
-            Self::List { output, .. }
-            | Self::Show { output, .. }
-            | Self::Verify { output, .. }
-            | Self::Delete { output, .. }
-            | Self::Copy { output, .. }
-            | Self::Diff { output, .. } => *output,
-        }
-    }
 }
 
 /// How results are printed.

@@ -52,6 +52,12 @@ impl Paths {
         name.strip_prefix("generation-")?.strip_suffix(".json")?.parse().ok().map(Generation)
     }
 
+    /// Step of the checkpoint in whose folder a file lies.
+    pub fn step_of(path: &str) -> Option<GlobalStep> {
+        let (step, _file) = path.strip_prefix(Self::CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;
+        Self::parse_step(step)
+    }
+
     /// Step of a folder name made by [`Self::checkpoint`].
     pub fn parse_step(name: &str) -> Option<GlobalStep> {
         (name.len() == 12).then(|| name.parse().ok().map(GlobalStep)).flatten()
@@ -70,5 +76,6 @@ mod tests {
         assert!(Paths::checkpoint(GlobalStep(9)) < Paths::checkpoint(GlobalStep(10)));
         assert_eq!(Paths::parse_generation("generation-000007.json"), Some(Generation(7)));
         assert_eq!(Paths::parse_step("tmp"), None);
+        assert_eq!(Paths::step_of(&Paths::manifest(GlobalStep(42))), Some(GlobalStep(42)));
     }
 }
