@@ -3,11 +3,11 @@
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
-use tfos_core::checkpoint::{Manifest, Paths};
-use tfos_core::ids::GlobalStep;
+use tfos_core::checkpoint::{Found, Manifest, Paths, compute_garbage};
+use tfos_core::ids::{Generation, GlobalStep};
 
 use crate::error::Error;
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, void};
 
 /// Bytes of one request of a copy.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -39,7 +39,44 @@ impl ModelDir {
                 listed.push(self.checkpoint(step).await?);
             }
         }
+        let oldest = listed.iter().filter_map(|c| c.manifest.as_ref().ok()).map(|m| m.generation).min();
+        let starts = self.starts(oldest.unwrap_or_default()).await?;
+        for c in &mut listed {
+            if let Ok(m) = &c.manifest
+                && starts.is_void(c.step, m.generation)
+            {
+                c.manifest = Err(void(m.generation));
+            }
+        }
         Ok(listed)
+    }
+
+    /// Deletes what belongs to no checkpoint and to none in progress; `dry_run` only says what that is.
+    pub async fn collect_garbage(&self, dry_run: bool) -> Result<Vec<String>, Error> {
+        // In this order, see `compute_garbage`.
+        let mut files = self.files(Paths::CHECKPOINTS).await?;
+        files.extend(self.files(Paths::LEDGER).await?);
+        let claimed = self.newest_generation().await?;
+        let starts = self.starts(Generation::default()).await?;
+        let found = |(step, manifest): (GlobalStep, Result<Manifest, String>)| Found {
+            step,
+            content: manifest
+                .ok()
+                .map(|m| (m.generation, m.parts.into_iter().map(|p| p.path).chain(m.ledger).collect())),
+        };
+        let manifests: Vec<Found> = self.manifests().await?.into_iter().map(found).collect();
+        let garbage = compute_garbage(&files, &manifests, &starts, claimed);
+        if !dry_run {
+            for file in &garbage {
+                self.delete(file).await?;
+            }
+            // Folders that a deletion left empty are not in a listing of files.
+            let newest = manifests.iter().map(|m| m.step).max().unwrap_or_default();
+            let folders = self.names(Paths::CHECKPOINTS).await?;
+            let old = folders.iter().filter_map(|n| Paths::parse_step(n)).filter(|step| *step < newest);
+            old.chain(garbage.iter().filter_map(|file| Paths::step_of(file))).for_each(|step| self.remove_folder(step));
+        }
+        Ok(garbage)
     }
 
     /// The checkpoint of one step.

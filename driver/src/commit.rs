@@ -1,5 +1,6 @@
 //! Makes a cut durable: ledger segment, then manifest, then retention, in this order (CKP-1).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::{FORMAT, Manifest, Paths};
@@ -23,8 +24,8 @@ pub(crate) struct Committer {
     resumed: Option<GlobalStep>,
     ledger: Vec<String>,
     last_step: GlobalStep,
-    /// Step of the newest manifest that this generation wrote.
-    written: Option<GlobalStep>,
+    /// Steps of the manifests that this generation wrote.
+    written: BTreeSet<GlobalStep>,
     stored: watch::Sender<Option<Arc<Stored>>>,
 }
 
@@ -40,7 +41,7 @@ impl Committer {
             resumed: options.restored.as_ref().map(|(step, _)| *step),
             ledger,
             last_step,
-            written: None,
+            written: BTreeSet::new(),
             stored,
         }
     }
@@ -68,17 +69,25 @@ impl Committer {
             rows_total: cut.rows_total,
             ledger: self.ledger.clone(),
         };
-        if self.dir.commit(&manifest, self.written == Some(cut.step), self.resumed).await? {
-            self.written = Some(cut.step);
+        if self.dir.commit(&manifest, self.written.contains(&cut.step), self.resumed).await? {
+            self.written.insert(cut.step);
             tracing::info!("checkpoint at step {} with {} rows", cut.step, cut.rows_total);
         }
         self.last_step = cut.step;
         let path = Paths::manifest(cut.step);
         self.stored.send_replace(Some(Arc::new(Stored { path: path.clone(), manifest })));
         // The new checkpoint is durable: an old one that stays is no reason to end the job.
-        if let Err(error) = self.dir.retain(self.keep).await {
+        if let Err(error) = self.dir.retain(self.keep, |step| self.is_ours(step)).await {
             tracing::warn!("{}", tfos_core::failure::chain(&error).join(": "));
         }
         Ok(path)
     }
+    /// Of this job's lineage, and not what an older driver still wrote after this one had started.
+    fn is_ours(&self, step: GlobalStep) -> bool {
+        self.written.contains(&step) || self.resumed.is_some_and(|resumed| step <= resumed)
+    }
 }
+
+#[cfg(test)]
+#[path = "crash_tests.rs"]
+mod tests;

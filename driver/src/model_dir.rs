@@ -7,7 +7,9 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use tfos_core::checkpoint::{Candidate, Manifest, Part, Paths, Target, compute_deletions, compute_target};
+use tfos_core::checkpoint::{
+    Base, Candidate, Manifest, Part, Paths, Start, Starts, Target, compute_deletions, compute_target,
+};
 use tfos_core::ids::{Generation, GlobalStep};
 use url::Url;
 
@@ -35,6 +37,12 @@ impl ModelDir {
     pub fn open(address: &str) -> Result<Self, Error> {
         let (store, root, url) = tfos_data::store::resolve(address)?;
         Ok(Self { store, root, url })
+    }
+
+    /// The same directory through another store.
+    #[cfg(test)]
+    pub(crate) fn through(&self, store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, ..self.clone() }
     }
 
     /// The directory as a URL.
@@ -98,50 +106,105 @@ impl ModelDir {
         }
     }
 
-    async fn newest_generation(&self) -> Result<Generation, Error> {
+    /// Says what `generation` starts from, before it writes anything else: what an older driver still commits beyond it is
+    /// void from here on (CKP-3).
+    pub async fn begin(&self, generation: Generation, restored: Option<&Restored>) -> Result<(), Error> {
+        let base = |m: &Manifest| Base { step: m.global_step, generation: m.generation };
+        let start = Start { restored: restored.map(|r| base(&r.manifest)) };
+        let path = Paths::start(generation);
+        let json = serde_json::to_vec(&start).map_err(|e| self.encoding(&path, e))?;
+        let put = self.store.put_opts(&self.path(&path), json.into(), PutOptions::from(PutMode::Create)).await;
+        match put {
+            // A request that the store client sent twice finds its own work: only this driver has the generation.
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(e) => return Err(self.error(format!("`{path}` cannot be written"), e)),
+        }
+        self.check_newest(generation).await
+    }
+
+    /// What the generations started from, those that matter to manifests of `oldest` and later.
+    pub(crate) async fn starts(&self, oldest: Generation) -> Result<Starts, Error> {
+        let mut starts = Starts::default();
+        for name in self.names(Paths::JOB).await? {
+            let Some(generation) = Paths::parse_start(&name).filter(|g| *g > oldest) else { continue };
+            let path = Paths::start(generation);
+            let bytes = self.read(&path).await?.unwrap_or_default();
+            let start: Start = serde_json::from_slice(&bytes).map_err(|e| self.encoding(&path, e))?;
+            starts.0.insert(generation, start);
+        }
+        Ok(starts)
+    }
+
+    /// A small file; `None` when it is not there.
+    async fn read(&self, relative: &str) -> Result<Option<bytes::Bytes>, Error> {
+        let failed = |e| self.error(format!("`{relative}` cannot be read"), e);
+        match self.store.get(&self.path(relative)).await {
+            Ok(got) => Ok(Some(got.bytes().await.map_err(failed)?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn encoding(&self, path: &str, source: serde_json::Error) -> Error {
+        let what = format!("`{path}` is no JSON of the right shape");
+        Error::ModelDir { url: self.url.to_string(), what, source: Box::new(source) }
+    }
+
+    async fn check_newest(&self, mine: Generation) -> Result<(), Error> {
+        let newest = self.newest_generation().await?;
+        if newest > mine {
+            return Err(Error::Fenced { url: self.url.to_string(), mine: mine.0, newest: newest.0 });
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn newest_generation(&self) -> Result<Generation, Error> {
         let names = self.names(Paths::JOB).await?;
         Ok(names.iter().filter_map(|n| Paths::parse_generation(n)).max().unwrap_or_default())
     }
 
     /// Last segments of everything directly below a folder.
-    async fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
+    pub(crate) async fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
         let listing = self.store.list_with_delimiter(Some(&self.path(folder))).await;
         let listing = listing.map_err(|e| self.error(format!("`{folder}` cannot be listed"), e))?;
         let paths = listing.objects.iter().map(|o| &o.location).chain(&listing.common_prefixes);
         Ok(paths.filter_map(|p| p.filename().map(str::to_owned)).collect())
     }
 
-    /// The newest checkpoint that is whole, and what had to be passed over.
-    pub async fn find_checkpoint(&self) -> Result<(Option<Restored>, Target), Error> {
-        let mut steps: Vec<GlobalStep> =
-            self.names(Paths::CHECKPOINTS).await?.iter().filter_map(|n| Paths::parse_step(n)).collect();
-        steps.sort();
-        let mut candidates = vec![];
-        let mut manifests = vec![];
-        // Newest first, and no further than the first whole one: older ones need not be read.
-        for step in steps.into_iter().rev() {
+    /// Every manifest that is there, oldest first, or why it cannot be read.
+    pub(crate) async fn manifests(&self) -> Result<Vec<(GlobalStep, Result<Manifest, String>)>, Error> {
+        let mut found = vec![];
+        for (step, _) in self.folders().await?.into_iter().filter(|(_, exists)| *exists) {
             let path = Paths::manifest(step);
-            let bytes = match self.store.get(&self.path(&path)).await {
-                Ok(got) => got.bytes().await.map_err(|e| self.error(format!("`{path}` cannot be read"), e))?,
-                Err(object_store::Error::NotFound { .. }) => continue,
-                Err(e) => return Err(self.error(format!("`{path}` cannot be read"), e)),
+            // Deleted since it was listed: by the retention of another driver.
+            let Some(bytes) = self.read(&path).await? else { continue };
+            found.push((step, Manifest::parse(&path, &bytes).map_err(|e| tfos_core::failure::chain(&e).join(": "))));
+        }
+        Ok(found)
+    }
+
+    /// The newest checkpoint that is whole, and what cannot be used.
+    pub async fn find_checkpoint(&self) -> Result<(Option<Restored>, Target), Error> {
+        let manifests = self.manifests().await?;
+        // After the manifests: a start that comes later is that of a driver which will notice that it is fenced.
+        let starts = self.starts(oldest_of(&manifests)).await?;
+        let mut candidates = vec![];
+        let mut whole = false;
+        // Newest first, and the parts no further than of the first whole one: older ones need not be read.
+        for (step, found) in manifests.iter().rev() {
+            let damage = match found {
+                Ok(m) if starts.is_void(*step, m.generation) => Some(void(m.generation)),
+                Ok(m) if !whole => self.damage(m).await?,
+                Ok(_) => continue,
+                Err(why) if !whole => Some(why.clone()),
+                Err(_) => continue,
             };
-            let damage = match Manifest::parse(&path, &bytes) {
-                Ok(manifest) => {
-                    let damage = self.damage(&manifest).await?;
-                    manifests.push(Restored { path, manifest });
-                    damage
-                }
-                Err(e) => Some(tfos_core::failure::chain(&e).join(": ")),
-            };
-            let whole = damage.is_none();
-            candidates.push(Candidate { step, damage });
-            if whole {
-                break;
-            }
+            whole |= damage.is_none();
+            candidates.push(Candidate { step: *step, damage });
         }
         let target = compute_target(candidates);
-        let restored = target.restore.and_then(|s| manifests.into_iter().find(|m| m.manifest.global_step == s));
+        let chosen = manifests.into_iter().find(|(step, _)| Some(*step) == target.restore);
+        let restored = chosen.and_then(|(step, m)| Some(Restored { path: Paths::manifest(step), manifest: m.ok()? }));
         Ok((restored, target))
     }
 
@@ -176,8 +239,10 @@ impl ModelDir {
         for candidate in skipped {
             let from = self.path(&Paths::manifest(candidate.step));
             let to = self.path(&Paths::damaged_manifest(candidate.step, generation));
-            let moved = self.store.rename(&from, &to).await;
-            moved.map_err(|e| self.error(format!("the damaged `{from}` cannot be set aside"), e))?;
+            match self.store.rename(&from, &to).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(self.error(format!("the damaged `{from}` cannot be set aside"), e)),
+            }
         }
         Ok(())
     }
@@ -185,39 +250,41 @@ impl ModelDir {
     /// Commits a checkpoint by creating its manifest. False: this very checkpoint is there already, the one that
     /// the job `resumed` from. `again` replaces the manifest that this generation itself wrote at the same step:
     /// the parameters are the same, more rows have been seen.
+    ///
+    /// `Ok` says that no newer generation had been claimed when the manifest was there, so that the next one finds it.
     pub async fn commit(&self, manifest: &Manifest, again: bool, resumed: Option<GlobalStep>) -> Result<bool, Error> {
-        let newest = self.newest_generation().await?;
-        if newest > manifest.generation {
-            let (mine, newest) = (manifest.generation.0, newest.0);
-            return Err(Error::Fenced { url: self.url.to_string(), mine, newest });
-        }
+        self.check_newest(manifest.generation).await?;
         let path = Paths::manifest(manifest.global_step);
-        let json = serde_json::to_vec_pretty(manifest).map_err(|source| Error::ModelDir {
-            url: self.url.to_string(),
-            what: format!("`{path}` cannot be encoded"),
-            source: Box::new(source),
-        })?;
-        let mode = if again { PutMode::Overwrite } else { PutMode::Create };
-        let payload = PutPayload::from(json.clone());
-        let put = self.store.put_opts(&self.path(&path), payload, PutOptions::from(mode)).await;
-        match put {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) if resumed == Some(manifest.global_step) => Ok(false),
-            Err(e @ object_store::Error::AlreadyExists { .. }) => {
-                let there = self.store.get(&self.path(&path)).await;
-                let there = there.map_err(|e| self.error(format!("`{path}` cannot be read"), e))?.bytes().await;
-                // A request that the store client sent twice finds its own work.
-                if there.is_ok_and(|bytes| *bytes == *json) {
-                    return Ok(true);
-                }
-                Err(self.error(format!("another driver wrote `{path}` meanwhile"), e))
+        let json = serde_json::to_vec_pretty(manifest).map_err(|e| self.encoding(&path, e))?;
+        let put = |mode| {
+            let payload = PutPayload::from(json.clone());
+            async { self.store.put_opts(&self.path(&path), payload, PutOptions::from(mode)).await }
+        };
+        let failed = |e| self.error(format!("`{path}` cannot be written"), e);
+        match put(if again { PutMode::Overwrite } else { PutMode::Create }).await {
+            Ok(_) => {}
+            Err(object_store::Error::AlreadyExists { .. }) if resumed == Some(manifest.global_step) => {
+                return Ok(false);
             }
-            Err(e) => Err(self.error(format!("`{path}` cannot be written"), e)),
+            Err(e @ object_store::Error::AlreadyExists { .. }) => {
+                let there = self.read(&path).await?.unwrap_or_default();
+                let theirs = Manifest::parse(&path, &there).map(|m| m.generation);
+                // Our steps are beyond what we started from, so an older generation's manifest there is void (CKP-3).
+                if theirs.is_ok_and(|theirs| theirs < manifest.generation) {
+                    put(PutMode::Overwrite).await.map_err(failed)?;
+                } else if *there != *json {
+                    return Err(self.error(format!("another driver wrote `{path}` meanwhile"), e));
+                }
+                // The same bytes: a request that the store client sent twice finds its own work.
+            }
+            Err(e) => return Err(failed(e)),
         }
+        self.check_newest(manifest.generation).await?;
+        Ok(true)
     }
 
     /// Every file below a folder, relative to the model directory.
-    async fn files(&self, folder: &str) -> Result<Vec<String>, Error> {
+    pub(crate) async fn files(&self, folder: &str) -> Result<Vec<String>, Error> {
         let listed: Result<Vec<_>, _> = self.store.list(Some(&self.path(folder))).try_collect().await;
         let listed = listed.map_err(|e| self.error(format!("`{folder}` cannot be listed"), e))?;
         let relative = |path: &Path| -> Option<String> {
@@ -240,54 +307,71 @@ impl ModelDir {
 
     /// Deletes one checkpoint, its manifest first (CKP-4).
     pub async fn delete_checkpoint(&self, step: GlobalStep) -> Result<(), Error> {
-        let gone = |e: object_store::Error| self.error(format!("checkpoint {step} cannot be deleted"), e);
-        match self.store.delete(&self.path(&Paths::manifest(step))).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(gone(e)),
+        self.delete(&Paths::manifest(step)).await?;
+        for file in self.files(&Paths::checkpoint(step)).await? {
+            self.delete(&file).await?;
         }
-        let folder = self.path(&Paths::checkpoint(step));
-        let files: Vec<_> = self.store.list(Some(&folder)).try_collect().await.map_err(gone)?;
-        for file in files {
-            self.store.delete(&file.location).await.map_err(gone)?;
-        }
-        if let Some(local) = self.local_path() {
-            // Empty folders exist on file systems only; losing this race to nobody matters to no one.
-            let _ = std::fs::remove_dir(local.join(Paths::checkpoint(step)));
-        } else if self.url.scheme() == "hdfs" {
-            // There too; what is not empty stays.
-            let _ = self.store.delete(&folder).await;
-        }
+        self.remove_folder(step).await;
         Ok(())
     }
 
-    /// Deletes all but the newest `keep` checkpoints, each manifest before its parts, and what is older than
-    /// those and no checkpoint.
-    pub async fn retain(&self, keep: usize) -> Result<(), Error> {
+    /// Empty folders exist on file systems only; one with files in it stays.
+    pub(crate) async fn remove_folder(&self, step: GlobalStep) {
+        let folder = Paths::checkpoint(step);
+        if let Some(local) = self.local_path() {
+            let _ = std::fs::remove_dir(local.join(folder));
+        } else if self.url.scheme() == "hdfs" {
+            let _ = self.store.delete(&self.path(&folder)).await;
+        }
+    }
+
+    /// Deletes all but the newest `keep` checkpoints of the `lineage`, each manifest before its parts, and what is older
+    /// than those and no checkpoint.
+    pub async fn retain(&self, keep: usize, lineage: impl Fn(GlobalStep) -> bool) -> Result<(), Error> {
         let folders = self.folders().await?;
-        let whole: Vec<GlobalStep> = folders.iter().filter(|(_, exists)| *exists).map(|(step, _)| *step).collect();
+        let (whole, rest): (Vec<_>, Vec<_>) = folders.into_iter().partition(|(step, exists)| *exists && lineage(*step));
+        let whole: Vec<GlobalStep> = whole.into_iter().map(|(step, _)| step).collect();
         let mut deletions = compute_deletions(&whole, keep);
         let oldest_kept = whole.iter().filter(|step| !deletions.contains(step)).min().copied();
         let older = |step: GlobalStep| oldest_kept.is_some_and(|oldest| step < oldest);
-        deletions.extend(folders.iter().filter(|(step, exists)| !exists && older(*step)).map(|(step, _)| *step));
+        deletions.extend(rest.into_iter().map(|(step, _)| step).filter(|step| older(*step)));
         for step in deletions {
             self.delete_checkpoint(step).await?;
         }
         Ok(())
     }
 
-    /// Removes ledger segments that are in no lineage: written by a driver that died before its manifest.
-    pub async fn remove_orphans(&self, lineage: &[String]) -> Result<usize, Error> {
+    /// Removes ledger segments of generations before `mine` that are not in its lineage: written by a driver that died
+    /// before its manifest.
+    pub async fn remove_orphans(&self, lineage: &[String], mine: Generation) -> Result<usize, Error> {
         let mut removed = 0;
-        for name in self.names(Paths::LEDGER).await? {
-            let relative = format!("{}/{name}", Paths::LEDGER);
-            if !lineage.contains(&relative) {
-                let path = self.path(&relative);
-                self.store.delete(&path).await.map_err(|e| self.error(format!("`{relative}` cannot be removed"), e))?;
+        for relative in self.files(Paths::LEDGER).await? {
+            let older = Paths::parse_segment(&relative).is_some_and(|(_, generation)| generation < mine);
+            if older && !lineage.contains(&relative) {
+                self.delete(&relative).await?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
+
+    /// Deletes a file, if it is still there.
+    pub(crate) async fn delete(&self, relative: &str) -> Result<(), Error> {
+        match self.store.delete(&self.path(relative)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.error(format!("`{relative}` cannot be removed"), e)),
+        }
+    }
+}
+
+/// The oldest generation that wrote one of these.
+pub(crate) fn oldest_of(manifests: &[(GlobalStep, Result<Manifest, String>)]) -> Generation {
+    manifests.iter().filter_map(|(_, m)| m.as_ref().ok()).map(|m| m.generation).min().unwrap_or_default()
+}
+
+/// What is said of a manifest that does not count.
+pub(crate) fn void(generation: Generation) -> String {
+    format!("generation {generation} wrote it after a newer one had started without it")
 }
 
 #[cfg(test)]

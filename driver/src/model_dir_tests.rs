@@ -52,6 +52,49 @@ async fn an_older_generation_cannot_commit() {
     assert!(taken.to_string().contains("another driver wrote"), "a manifest is created once: {taken}");
 }
 
+#[tokio::test] // CKP-3: it looked at the claims before the newer generation came, and writes after it has started
+async fn a_late_manifest_of_an_older_generation_is_void() {
+    let (_folder, dir) = open();
+    let old = dir.claim_generation("first").await.unwrap();
+    dir.begin(old, None).await.unwrap();
+    assert!(checkpoint(&dir, 10, old.0).await.unwrap());
+    // As it was before the newer one came; the other model directory knows of no claims.
+    let (_other, elsewhere) = open();
+    let late = async |step: u64| {
+        checkpoint(&elsewhere, step, old.0).await.unwrap();
+        for file in elsewhere.files(&Paths::checkpoint(GlobalStep(step))).await.unwrap() {
+            let bytes = elsewhere.read(&file).await.unwrap().unwrap();
+            dir.store().put(&dir.path(&file), bytes.into()).await.unwrap();
+        }
+    };
+    let new = dir.claim_generation("second").await.unwrap();
+    let (restored, target) = dir.find_checkpoint().await.unwrap();
+    assert_eq!(target.restore, Some(GlobalStep(10)));
+    dir.begin(new, restored.as_ref()).await.unwrap();
+    for step in [20, 30] {
+        late(step).await;
+    }
+    let (_, target) = dir.find_checkpoint().await.unwrap();
+    assert_eq!((target.restore, target.skipped.len()), (Some(GlobalStep(10)), 2));
+    assert!(target.skipped[0].damage.as_ref().unwrap().contains("generation 1 wrote it after"));
+    let listed = dir.list_checkpoints().await.unwrap();
+    assert_eq!(listed.iter().map(|c| c.manifest.is_ok()).collect::<Vec<_>>(), [true, false, false]);
+    assert!(checkpoint(&dir, 20, new.0).await.unwrap(), "its step is free for the newer one");
+    let (restored, target) = dir.find_checkpoint().await.unwrap();
+    assert_eq!((target.restore, restored.unwrap().manifest.generation), (Some(GlobalStep(20)), new));
+    // What is void neither counts as a checkpoint to keep nor pushes one out.
+    dir.retain(1, |step| step <= GlobalStep(20)).await.unwrap();
+    assert_eq!(dir.find_checkpoint().await.unwrap().1.restore, Some(GlobalStep(20)));
+    let third = dir.claim_generation("third").await.unwrap();
+    dir.begin(new, None).await.unwrap_err();
+    let (restored, target) = dir.find_checkpoint().await.unwrap();
+    dir.begin(third, restored.as_ref()).await.unwrap();
+    dir.set_aside(&target.skipped, third).await.unwrap();
+    assert!(checkpoint(&dir, 40, third.0).await.unwrap());
+    let garbage = dir.collect_garbage(false).await.unwrap();
+    assert_eq!(garbage.len(), 3, "the old part of step 20, and what is left of 30: {garbage:?}");
+}
+
 #[tokio::test]
 async fn generations_are_claimed_by_one_driver_each() {
     let (_folder, dir) = open();
@@ -93,7 +136,7 @@ async fn the_oldest_checkpoints_go_with_all_their_files() {
     for step in [5, 10, 15] {
         checkpoint(&dir, step, 1).await.unwrap();
     }
-    dir.retain(2).await.unwrap();
+    dir.retain(2, |_| true).await.unwrap();
     let left = std::fs::read_dir(dir.local_path().unwrap().join(Paths::CHECKPOINTS)).unwrap();
     let mut left: Vec<String> = left.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
@@ -122,7 +165,7 @@ async fn what_a_killed_job_left_does_not_push_out_a_checkpoint() {
         dir.store().put(&dir.path(&path), PutPayload::from_static(b"half")).await.unwrap();
     }
     checkpoint(&dir, 40, generation).await.unwrap();
-    dir.retain(1).await.unwrap();
+    dir.retain(1, |_| true).await.unwrap();
     assert_eq!(dir.find_checkpoint().await.unwrap().1.restore, Some(GlobalStep(40)));
     let left: Vec<String> = dir.names(Paths::CHECKPOINTS).await.unwrap();
     assert_eq!(left.iter().filter_map(|n| Paths::parse_step(n)).map(|s| s.0).collect::<Vec<_>>(), [40, 41]);

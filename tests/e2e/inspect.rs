@@ -84,6 +84,29 @@ fn a_copied_checkpoint_is_trained_on() {
     ask(&lab, "checkpoints copy DIR", &format!("{last} {}", copy.display())).fails(1, &["in use"]).error();
 }
 
+#[test] // CKP-1: what killed jobs left behind
+fn files_of_no_checkpoint_are_listed_and_deleted() {
+    let lab = Lab::new("files_of_no_checkpoint_are_listed_and_deleted");
+    job(&lab, 1).run().ok();
+    job(&lab, 2).run().ok().says(&["resuming from step"]);
+    let stray =
+        ["checkpoints/000000000007/part-00000-of-00001.g1.safetensors", "ledger/000000000001-000000000007.g1.parquet"];
+    std::fs::create_dir(lab.model().join("checkpoints/000000000007")).unwrap();
+    stray.iter().for_each(|file| std::fs::write(lab.model().join(file), "half").unwrap());
+    // Of a checkpoint that generation 2 may be writing.
+    let writing = lab.model().join("ledger/000000099001-000000099999.g2.parquet");
+    std::fs::write(&writing, "half").unwrap();
+    let dry = ask(&lab, "checkpoints gc DIR", "--dry-run --output json").ok();
+    assert_eq!(dry.json["would_delete"], serde_json::json!(stray));
+    assert!(stray.iter().all(|file| lab.model().join(file).exists()), "a dry run deletes nothing");
+    let done = ask(&lab, "checkpoints gc DIR", "").ok();
+    assert_eq!(done.stdout.lines().collect::<Vec<_>>(), stray.map(|file| format!("deleted {file}")));
+    assert!(!lab.model().join("checkpoints/000000000007").exists() && writing.exists());
+    assert_eq!(ask(&lab, "checkpoints gc DIR", "").ok().stdout, "nothing to delete\n");
+    ask(&lab, "checkpoints verify DIR", "").ok();
+    assert_eq!(verified_rows(&lab.model()), 2 * ROWS);
+}
+
 #[test]
 fn the_ledger_answers_queries() {
     let lab = Lab::new("the_ledger_answers_queries");

@@ -27,6 +27,14 @@ pub(super) fn run(command: CheckpointCommand, output: Output) -> Result<u8> {
                 say(output, &json!({"status": "ok", "deleted": step}), &format!("deleted checkpoint {step}"));
                 Ok(0)
             }
+            CheckpointCommand::Gc { model_dir, dry_run } => {
+                let garbage = ModelDir::open(&model_dir)?.collect_garbage(dry_run).await?;
+                let (key, verb) = if dry_run { ("would_delete", "would delete") } else { ("deleted", "deleted") };
+                let lines: Vec<String> = garbage.iter().map(|file| format!("{verb} {file}")).collect();
+                let text = if lines.is_empty() { "nothing to delete".into() } else { lines.join("\n") };
+                say(output, &json!({"status": "ok", key: garbage}), &text);
+                Ok(0)
+            }
             CheckpointCommand::Copy { model_dir, step, to } => {
                 let (from, target) = (open(&model_dir).await?, open(&to).await?);
                 let manifest = whole(&from, from.checkpoint(GlobalStep(step)).await?).await?;

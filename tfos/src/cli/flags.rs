@@ -37,7 +37,7 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
-    /// List, show, verify, delete, copy and compare the checkpoints of a model directory.
+    /// List, show, verify, delete, copy and compare the checkpoints of a model directory; clean it up.
     Checkpoints {
         #[command(subcommand)]
         command: CheckpointCommand,
@@ -105,6 +105,14 @@ pub(super) enum CheckpointCommand {
         model_dir: String,
         /// Its step.
         step: u64,
+    },
+    /// Delete what belongs to no checkpoint: parts and ledger segments that no manifest names. A running job's are left.
+    Gc {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Only list what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Copy one checkpoint, and the ledger that led to it, into a new model directory.
     Copy {

@@ -212,9 +212,11 @@ async fn prepare(dir: &ModelDir, job: &Job, progress: &Progress) -> Result<(Gene
             skipped.damage.as_deref().unwrap_or("unreadable")
         ));
     }
+    // Nothing is moved or deleted before it is certain that no newer driver has come.
+    dir.begin(generation, restored.as_ref()).await?;
     dir.set_aside(&target.skipped, generation).await?;
     let lineage = restored.as_ref().map(|r| r.manifest.ledger.clone()).unwrap_or_default();
-    dir.remove_orphans(&lineage).await?;
+    dir.remove_orphans(&lineage, generation).await?;
     Ok((generation, restored))
 }
 

@@ -19,16 +19,15 @@ pub struct Candidate {
 pub struct Target {
     /// Newest one that can be used; `None` starts from step 0.
     pub restore: Option<GlobalStep>,
-    /// Newer ones that cannot, newest first: they are reported by name, and leave the lineage (`CKP-2`).
+    /// Those that cannot, newest first: they are reported by name, and leave the lineage (`CKP-2`).
     pub skipped: Vec<Candidate>,
 }
 
 /// Newest usable candidate, and what had to be passed over.
 pub fn compute_target(mut candidates: Vec<Candidate>) -> Target {
     candidates.sort_by_key(|c| std::cmp::Reverse(c.step));
-    let usable = candidates.iter().position(|c| c.damage.is_none());
-    let restore = usable.and_then(|i| candidates.get(i)).map(|c| c.step);
-    candidates.truncate(usable.unwrap_or(candidates.len()));
+    let restore = candidates.iter().find(|c| c.damage.is_none()).map(|c| c.step);
+    candidates.retain(|c| c.damage.is_some());
     Target { restore, skipped: candidates }
 }
 

@@ -52,10 +52,41 @@ impl Paths {
         name.strip_prefix("generation-")?.strip_suffix(".json")?.parse().ok().map(Generation)
     }
 
+    /// What a generation starts from, created before it writes anything else; see [`super::Start`].
+    pub fn start(generation: Generation) -> String {
+        format!("{}/start-{:06}.json", Self::JOB, generation.0)
+    }
+
+    /// Generation of a file name made by [`Self::start`].
+    pub fn parse_start(name: &str) -> Option<Generation> {
+        name.strip_prefix("start-")?.strip_suffix(".json")?.parse().ok().map(Generation)
+    }
+
     /// Step of the checkpoint in whose folder a file lies.
     pub fn step_of(path: &str) -> Option<GlobalStep> {
         let (step, _file) = path.strip_prefix(Self::CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;
         Self::parse_step(step)
+    }
+
+    /// Step and generation of a path made by [`Self::part`].
+    pub fn parse_part(path: &str) -> Option<(GlobalStep, Generation)> {
+        let (_, generation) =
+            path.rsplit_once('/')?.1.strip_prefix("part-")?.strip_suffix(".safetensors")?.rsplit_once(".g")?;
+        Some((Self::step_of(path)?, Generation(generation.parse().ok()?)))
+    }
+
+    /// Last step and generation of a path made by [`Self::ledger_segment`].
+    pub fn parse_segment(path: &str) -> Option<(GlobalStep, Generation)> {
+        let name = path.strip_prefix(Self::LEDGER)?.strip_prefix('/')?.strip_suffix(".parquet")?;
+        let (steps, generation) = name.rsplit_once(".g")?;
+        let (_, upto) = steps.split_once('-')?;
+        Some((GlobalStep(upto.parse().ok()?), Generation(generation.parse().ok()?)))
+    }
+
+    /// Step and generation of a path made by [`Self::damaged_manifest`].
+    pub fn parse_damaged(path: &str) -> Option<(GlobalStep, Generation)> {
+        let name = path.rsplit_once('/')?.1.strip_prefix("manifest.damaged-g")?;
+        Some((Self::step_of(path)?, Generation(name.strip_suffix(".json")?.parse().ok()?)))
     }
 
     /// Step of a folder name made by [`Self::checkpoint`].
@@ -76,6 +107,15 @@ mod tests {
         assert!(Paths::checkpoint(GlobalStep(9)) < Paths::checkpoint(GlobalStep(10)));
         assert_eq!(Paths::parse_generation("generation-000007.json"), Some(Generation(7)));
         assert_eq!(Paths::parse_step("tmp"), None);
-        assert_eq!(Paths::step_of(&Paths::manifest(GlobalStep(42))), Some(GlobalStep(42)));
+        assert_eq!(Paths::parse_generation("start-000007.json"), None);
+        let (step, g) = (GlobalStep(42), Generation(3));
+        assert_eq!(Paths::parse_start(Paths::start(g).rsplit('/').next().unwrap()), Some(g));
+        assert_eq!(Paths::parse_part(&Paths::part(step, g, 1, 2)), Some((step, g)));
+        assert_eq!(Paths::parse_segment(&Paths::ledger_segment(g, GlobalStep(7), step)), Some((step, g)));
+        assert_eq!(Paths::parse_damaged(&Paths::damaged_manifest(step, g)), Some((step, g)));
+        for path in [Paths::manifest(step), "ledger/notes.txt".into(), "checkpoints/readme".into()] {
+            let parsed = [Paths::parse_part(&path), Paths::parse_segment(&path), Paths::parse_damaged(&path)];
+            assert_eq!(parsed, [None; 3], "{path}");
+        }
     }
 }

@@ -1,0 +1,108 @@
+//! Facts in, decision out: which files of a model directory belong to no checkpoint, and to none in progress.
+
+use std::collections::BTreeSet;
+
+use super::{Paths, Starts};
+use crate::ids::{Generation, GlobalStep};
+
+/// A manifest that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Found {
+    /// Step of its folder.
+    pub step: GlobalStep,
+    /// Its writer and the files that it names; `None` when it cannot be read.
+    pub content: Option<(Generation, Vec<String>)>,
+}
+
+/// The files to delete, in order, out of `files` (relative to the model directory). The files have to be listed first, then
+/// the starts read, then the manifests: what was created before a start is then seen, and what comes after it is void.
+/// Only files with names that this program gives are deleted.
+///
+/// A generation older than the newest start cannot commit any more. The newest one never goes back behind its newest
+/// manifest. Everything else without a manifest may be a checkpoint in progress, and stays. Of a manifest that
+/// cannot be read nobody knows what it names, so with one all of its folder and all of the ledger stays.
+pub fn compute_garbage(files: &[String], manifests: &[Found], starts: &Starts, claimed: Generation) -> Vec<String> {
+    let current = starts.newest().unwrap_or(claimed);
+    let newest =
+        manifests.iter().filter(|m| m.content.as_ref().is_some_and(|(g, _)| *g == current)).map(|m| m.step).max();
+    let behind = |step: GlobalStep| newest.is_some_and(|newest| step < newest);
+    let abandoned = |(step, generation)| generation < current || (generation == current && behind(step));
+    // A void manifest goes only where nobody will write another one.
+    let void = |m: &&Found| m.content.as_ref().is_some_and(|(g, _)| starts.is_void(m.step, *g)) && behind(m.step);
+    let mut garbage: Vec<String> = manifests.iter().filter(void).map(|m| Paths::manifest(m.step)).collect();
+    let kept = || manifests.iter().filter(|m| !void(m));
+    let unreadable: BTreeSet<GlobalStep> = kept().filter(|m| m.content.is_none()).map(|m| m.step).collect();
+    let named: BTreeSet<&String> = kept().filter_map(|m| m.content.as_ref()).flat_map(|(_, names)| names).collect();
+    garbage.extend(
+        files
+            .iter()
+            .filter(|file| {
+                let is_abandoned = match (
+                    Paths::parse_part(file).or_else(|| Paths::parse_damaged(file)),
+                    Paths::parse_segment(file),
+                ) {
+                    (Some(part), _) => abandoned(part) && !unreadable.contains(&part.0),
+                    (None, Some(segment)) => abandoned(segment) && unreadable.is_empty(),
+                    (None, None) => false,
+                };
+                is_abandoned && !named.contains(file)
+            })
+            .cloned(),
+    );
+    garbage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Base, Start};
+
+    const NEWEST: Generation = Generation(2);
+
+    fn part(step: u64, generation: u64) -> String {
+        Paths::part(GlobalStep(step), Generation(generation), 0, 1)
+    }
+
+    fn segment(after: u64, upto: u64, generation: u64) -> String {
+        Paths::ledger_segment(Generation(generation), GlobalStep(after), GlobalStep(upto))
+    }
+
+    fn found(step: u64, generation: u64, names: Vec<String>) -> Found {
+        Found { step: GlobalStep(step), content: Some((Generation(generation), names)) }
+    }
+
+    fn starts() -> Starts {
+        let base = Base { step: GlobalStep(20), generation: Generation(1) };
+        Starts([(NEWEST, Start { restored: Some(base) })].into())
+    }
+
+    #[test] // CKP-1
+    fn what_no_manifest_names_goes_but_for_the_checkpoint_in_progress() {
+        let named = [part(20, 1), segment(0, 20, 1), part(40, 2), segment(20, 40, 2)];
+        let stray = [part(30, 1), segment(20, 30, 1), part(20, 2), segment(20, 20, 2), part(99, 1)];
+        let in_progress = [part(40, 2).replace("00000-of", "00001-of"), part(50, 2), segment(40, 50, 2), part(10, 3)];
+        let foreign = ["ledger/notes.txt".to_owned(), "checkpoints/000000000030/readme".to_owned()];
+        let files: Vec<String> = [&named[..], &stray, &in_progress, &foreign].concat();
+        let manifests = [found(20, 1, named[..2].to_vec()), found(40, 2, [&named[..2], &named[2..]].concat())];
+        assert_eq!(compute_garbage(&files, &manifests, &starts(), NEWEST), stray);
+        // Before the newest generation has a manifest, all of its files may be of its first.
+        let garbage = compute_garbage(&files, &manifests[..1], &starts(), NEWEST);
+        assert_eq!(garbage, [&stray[..2], &stray[4..]].concat());
+    }
+
+    #[test] // CKP-4
+    fn a_void_manifest_goes_before_its_parts_and_only_where_no_other_can_come() {
+        let files = [part(30, 1), part(20, 1), part(40, 2)];
+        let old = [found(20, 1, vec![part(20, 1)]), found(30, 1, vec![part(30, 1)])];
+        assert_eq!(compute_garbage(&files, &old, &starts(), NEWEST), [""; 0]);
+        let now = [&old[..], &[found(40, 2, vec![part(40, 2)])]].concat();
+        assert_eq!(compute_garbage(&files, &now, &starts(), NEWEST), [Paths::manifest(GlobalStep(30)), part(30, 1)]);
+    }
+
+    #[test]
+    fn with_a_manifest_that_cannot_be_read_what_it_may_name_stays() {
+        let files = [part(20, 1), part(30, 1), segment(0, 20, 1)];
+        let manifests = [Found { step: GlobalStep(20), content: None }];
+        assert_eq!(compute_garbage(&files, &manifests, &starts(), NEWEST), [part(30, 1)]);
+    }
+}
