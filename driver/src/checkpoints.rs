@@ -74,7 +74,9 @@ impl ModelDir {
             let newest = manifests.iter().map(|m| m.step).max().unwrap_or_default();
             let folders = self.names(Paths::CHECKPOINTS).await?;
             let old = folders.iter().filter_map(|n| Paths::parse_step(n)).filter(|step| *step < newest);
-            old.chain(garbage.iter().filter_map(|file| Paths::step_of(file))).for_each(|step| self.remove_folder(step));
+            for step in old.chain(garbage.iter().filter_map(|file| Paths::step_of(file))) {
+                self.remove_folder(step).await;
+            }
         }
         Ok(garbage)
     }
