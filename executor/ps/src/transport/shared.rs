@@ -182,6 +182,7 @@ impl Connection for SharedConnection {
 pub struct SharedAcceptor {
     listener: UnixListener,
     name: String,
+    closed: Arc<AtomicBool>,
 }
 
 impl SharedAcceptor {
@@ -190,7 +191,8 @@ impl SharedAcceptor {
         // A hasher's seed is random; taken names are an error of `bind`, so this need not be a secret.
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         let name = format!("tfos-ps-{}-{random:016x}", std::process::id());
-        Ok(SharedAcceptor { listener: UnixListener::bind_addr(&abstract_address(&name)?)?, name })
+        let listener = UnixListener::bind_addr(&abstract_address(&name)?)?;
+        Ok(SharedAcceptor { listener, name, closed: Arc::default() })
     }
 
     /// What [`connect_shared`] needs.
@@ -201,31 +203,52 @@ impl SharedAcceptor {
 
 impl Acceptor for SharedAcceptor {
     fn accept(&self) -> io::Result<Box<dyn Connection>> {
-        let (first, _) = self.listener.accept()?;
-        check_user(&first)?;
-        let (second, theirs) = UnixStream::pair()?;
-        let memory = File::from(memfd_create("tfos-ps", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-        memory.set_len(MEMORY as u64)?;
-        fcntl(&memory, FcntlArg::F_ADD_SEALS(SEALS))?;
-        let descriptors = [memory.as_raw_fd(), theirs.as_raw_fd()];
-        let (layout, rights) = ([IoSlice::new(&[LAYOUT])], [ControlMessage::ScmRights(&descriptors)]);
-        socket::sendmsg::<()>(first.as_raw_fd(), &layout, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        let channel = Arc::new(Channel::new(&memory, first, second, true)?);
-        Ok(Box::new(SharedConnection { channel, peer: "a process on this host".to_owned() }))
+        loop {
+            let (first, _) = self.listener.accept()?;
+            if self.closed.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            match offer(first) {
+                // Another user, or one who left again: no reason to serve the others worse.
+                Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::BrokenPipe) => {
+                    tracing::warn!(%error, "refused shared memory");
+                }
+                offered => return offered,
+            }
+        }
     }
 
     fn closer(&self) -> io::Result<Box<dyn Closer>> {
-        Ok(Box::new(SharedAcceptorCloser(abstract_address(&self.name)?)))
+        let (closed, address) = (Arc::clone(&self.closed), abstract_address(&self.name)?);
+        Ok(Box::new(SharedAcceptorCloser { closed, address }))
     }
+}
+
+/// Makes the memory of a connection and passes it to who has just come.
+fn offer(first: UnixStream) -> io::Result<Box<dyn Connection>> {
+    check_user(&first)?;
+    let (second, theirs) = UnixStream::pair()?;
+    let memory = File::from(memfd_create("tfos-ps", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    memory.set_len(MEMORY as u64)?;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(SEALS))?;
+    let descriptors = [memory.as_raw_fd(), theirs.as_raw_fd()];
+    let (layout, rights) = ([IoSlice::new(&[LAYOUT])], [ControlMessage::ScmRights(&descriptors)]);
+    socket::sendmsg::<()>(first.as_raw_fd(), &layout, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    let channel = Arc::new(Channel::new(&memory, first, second, true)?);
+    Ok(Box::new(SharedConnection { channel, peer: "a process on this host".to_owned() }))
 }
 
 /// As with TCP, a connection to ourselves ends the waiting.
 #[derive(Debug)]
-struct SharedAcceptorCloser(SocketAddr);
+struct SharedAcceptorCloser {
+    closed: Arc<AtomicBool>,
+    address: SocketAddr,
+}
 
 impl Closer for SharedAcceptorCloser {
     fn close(&self) {
-        drop(UnixStream::connect_addr(&self.0));
+        self.closed.store(true, Ordering::Release);
+        drop(UnixStream::connect_addr(&self.address));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -191,6 +193,30 @@ fn an_acceptor_that_is_closed_ends_its_wait() {
             waiting.join().unwrap();
         });
     }
+}
+
+#[test]
+fn who_comes_and_leaves_at_once_keeps_nobody_out() {
+    // More often than failures of the listener are borne.
+    let (acceptor, name) = listen("shared");
+    thread::scope(|scope| {
+        let accepted = scope.spawn(move || {
+            let mut seen = 0;
+            loop {
+                let mut connection = acceptor.accept().unwrap();
+                seen += 1;
+                if recv(&mut *connection, 1).is_ok() {
+                    return seen;
+                }
+            }
+        });
+        for _ in 0..150 {
+            drop(connect_shared(&name, "peer", DEADLINE).unwrap());
+            drop(UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap());
+        }
+        send(&mut *connect_shared(&name, "peer", DEADLINE).unwrap(), &[1]).unwrap();
+        assert!(accepted.join().unwrap() > 150);
+    });
 }
 
 /// Not a test: the peer of the next one, in a process of its own.
