@@ -2,6 +2,7 @@
 //! here, decisions come from `tfos_core::checkpoint`.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -86,7 +87,8 @@ impl ModelDir {
     /// of training and not after.
     pub async fn probe(&self) -> Result<(), Error> {
         self.contact().await?;
-        let path = self.path(Paths::PROBE);
+        // A name of its own: another driver that begins at the same moment removes its own.
+        let path = self.path(&format!("{}-{:016x}", Paths::PROBE, RandomState::new().build_hasher().finish()));
         let wrote = self.store.put(&path, PutPayload::from_static(b"tfos")).await;
         wrote.map_err(|e| self.error("it is not writable; give another --model-dir or fix its permissions", e))?;
         self.store.delete(&path).await.map_err(|e| self.error("the write probe cannot be removed", e))

@@ -60,19 +60,28 @@ struct Envelope {
     /// The compression of each file scan, in depth-first order.
     #[prost(string, repeated, tag = "2")]
     compressions: Vec<String>,
+    /// The stores that it reads from: a scan of Parquet asks for its store as soon as it is decoded.
+    #[prost(string, repeated, tag = "3")]
+    stores: Vec<String>,
 }
 
 /// The plan as bytes for [`decode`] of the same version.
 pub fn encode(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<u8>> {
     let mut compressions = Vec::new();
     each_scan(plan, |scan| compressions.push(scan.file_compression_type.get_ext()))?;
+    let stores = stores(plan)?.iter().map(Url::to_string).collect();
     let plan = physical_plan_to_bytes_with_extension_codec(Arc::clone(plan), &Codec)?.to_vec();
-    Ok(Envelope { plan, compressions }.encode_to_vec())
+    Ok(Envelope { plan, compressions, stores }.encode_to_vec())
 }
 
 /// The plan from bytes of [`encode`]; makes the stores that it reads from known to `ctx`.
 pub fn decode(bytes: &[u8], ctx: &SessionContext) -> Result<Arc<dyn ExecutionPlan>> {
     let envelope = Envelope::decode(bytes)?;
+    let runtime = ctx.runtime_env();
+    for root in envelope.stores {
+        let url = Url::parse(&root).map_err(|e| Error::BadUrl { url: root, reason: e.to_string() })?;
+        store::register(&runtime, &url)?;
+    }
     let plan = physical_plan_from_bytes_with_extension_codec(&envelope.plan, &ctx.task_ctx(), &Codec)?;
     let mut compressions = VecDeque::from(envelope.compressions);
     let plan = plan.transform_down(|node| {
@@ -86,10 +95,7 @@ pub fn decode(bytes: &[u8], ctx: &SessionContext) -> Result<Arc<dyn ExecutionPla
             FileScanConfigBuilder::from(scan.clone()).with_file_compression_type(compression).with_preserve_order(true);
         Ok(Transformed::yes(DataSourceExec::from_data_source(scan.build()) as Arc<dyn ExecutionPlan>))
     });
-    let plan = plan?.data;
-    let runtime = ctx.runtime_env();
-    stores(&plan)?.iter().try_for_each(|url| store::register(&runtime, url))?;
-    Ok(plan)
+    Ok(plan?.data)
 }
 
 /// The object stores that the plan reads from, as scheme and authority.
