@@ -87,11 +87,12 @@ async fn list_one(address: &str) -> Result<(Arc<dyn ObjectStore>, Url, usize, Ve
     }
     let depth = path.parts().count();
     let hidden = |p: &Path| p.parts().skip(depth).any(|part| part.as_ref().starts_with(['_', '.']));
-    // A glob names files, or folders of which every file is meant.
+    // A glob names files, or folders of which every file is meant. Not by `ListingTableUrl::contains`, which takes
+    // folders `key=value` out of a path before it looks.
     let matches = |p: &Path| {
-        let parts: Vec<_> = p.parts().collect();
-        let upto = |n: usize| Path::from_iter(parts.iter().take(n).cloned());
-        (depth + 1..=parts.len()).any(|n| wanted.contains(&upto(n), false))
+        let parts: Vec<String> = p.parts().skip(depth).map(|part| part.as_ref().to_owned()).collect();
+        let upto = |n: usize| parts.get(..n).unwrap_or_default().join("/");
+        wanted.get_glob().as_ref().is_none_or(|glob| (1..=parts.len()).any(|n| glob.matches(&upto(n))))
     };
     let mut files: Vec<ObjectMeta> = store
         .list(Some(&path))
