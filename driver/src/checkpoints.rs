@@ -1,13 +1,27 @@
 //! The checkpoints of a model directory, as people ask for them: what there is, whether it is whole, copies.
 
+use std::collections::BTreeMap;
+
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
-use tfos_core::checkpoint::{Found, Manifest, Paths, compute_garbage};
+use tfos_core::checkpoint::{Found, Manifest, Paths, Scores, compute_garbage};
 use tfos_core::ids::{Generation, GlobalStep};
 
 use crate::error::Error;
 use crate::model_dir::{ModelDir, void};
+
+/// What a killed process was writing on a file system, below `relative`: the store lists only what is whole.
+pub(crate) fn staged(root: &std::path::Path, relative: &str, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(root.join(relative)).into_iter().flatten().flatten() {
+        let Some(path) = entry.file_name().to_str().map(|name| format!("{relative}/{name}")) else { continue };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            staged(root, &path, found);
+        } else if Paths::staged_for(&path).is_some() {
+            found.push(path);
+        }
+    }
+}
 
 /// Bytes of one request of a copy.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -79,6 +93,26 @@ impl ModelDir {
             }
         }
         Ok(garbage)
+    }
+
+    /// What evaluators made of the checkpoints.
+    pub(crate) async fn scores(&self) -> Result<BTreeMap<GlobalStep, Scores>, Error> {
+        let mut found = BTreeMap::new();
+        for file in self.files(Paths::CHECKPOINTS).await? {
+            let Some(step) = Paths::step_of(&file).filter(|step| file == Paths::scores(*step)) else { continue };
+            if let Some(bytes) = self.read(&file).await? {
+                found.insert(step, serde_json::from_slice(&bytes).map_err(|e| self.encoding(&file, e))?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes what an evaluator made of a checkpoint, beside it.
+    pub(crate) async fn write_scores(&self, step: GlobalStep, scores: &Scores) -> Result<(), Error> {
+        let path = Paths::scores(step);
+        let json = serde_json::to_vec(scores).map_err(|e| self.encoding(&path, e))?;
+        let put = self.store().put(&self.path(&path), json.into()).await;
+        put.map(|_| ()).map_err(|e| self.error(format!("`{path}` cannot be written"), e))
     }
 
     /// The checkpoint of one step.

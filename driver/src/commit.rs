@@ -1,9 +1,9 @@
 //! Makes a cut durable: ledger segment, then manifest, then retention, in this order (CKP-1).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tfos_core::checkpoint::{FORMAT, Manifest, Paths};
+use tfos_core::checkpoint::{FORMAT, Manifest, Paths, Retention, Scores};
 use tfos_core::ids::{Generation, GlobalStep};
 use tokio::sync::watch;
 
@@ -19,7 +19,9 @@ pub(crate) struct Committer {
     generation: Generation,
     version: String,
     application: String,
-    keep: usize,
+    keep: Retention,
+    /// What evaluators made of checkpoints; `None` until those of earlier generations are read.
+    scores: Option<BTreeMap<GlobalStep, Scores>>,
     /// Step that the job resumed from.
     resumed: Option<GlobalStep>,
     ledger: Vec<String>,
@@ -37,7 +39,8 @@ impl Committer {
             generation: options.generation,
             version: options.version.clone(),
             application: options.job.application.clone(),
-            keep: options.job.keep_checkpoints,
+            keep: options.job.keep.clone(),
+            scores: None,
             resumed: options.restored.as_ref().map(|(step, _)| *step),
             ledger,
             last_step,
@@ -76,15 +79,54 @@ impl Committer {
         self.last_step = cut.step;
         let path = Paths::manifest(cut.step);
         self.stored.send_replace(Some(Arc::new(Stored { path: path.clone(), manifest })));
-        // The new checkpoint is durable: an old one that stays is no reason to end the job.
-        if let Err(error) = self.dir.retain(self.keep, |step| self.is_ours(step)).await {
-            tracing::warn!("{}", tfos_core::failure::chain(&error).join(": "));
-        }
+        warn(self.retain().await);
         Ok(path)
+    }
+
+    /// Notes what the evaluator made of a checkpoint: it may be the best one.
+    pub(crate) async fn score(&mut self, step: GlobalStep, scores: Scores) {
+        let Some(best) = &self.keep.best else { return };
+        if !scores.contains_key(&best.metric) {
+            let has = scores.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!("--keep-best {best}: the evaluator reports {has}, and not that, so none is the best");
+        }
+        warn(self.add_scores(step, scores).await);
+    }
+
+    async fn add_scores(&mut self, step: GlobalStep, scores: Scores) -> Result<(), Error> {
+        // A checkpoint that is gone would leave its scores behind.
+        if self.is_ours(step) && self.dir.folders().await?.get(&step) == Some(&true) {
+            self.dir.write_scores(step, &scores).await?;
+            self.known_scores().await?.insert(step, scores);
+            self.retain().await?;
+        }
+        Ok(())
+    }
+
+    async fn known_scores(&mut self) -> Result<&mut BTreeMap<GlobalStep, Scores>, Error> {
+        if self.scores.is_none() && self.keep.best.is_some() {
+            self.scores = Some(self.dir.scores().await?);
+        }
+        Ok(self.scores.get_or_insert_default())
+    }
+
+    async fn retain(&mut self) -> Result<(), Error> {
+        // While nobody knows which one was the best, nothing is deleted.
+        self.known_scores().await?;
+        let none = BTreeMap::new();
+        let scores = self.scores.as_ref().unwrap_or(&none);
+        self.dir.retain(&self.keep, scores, |step| self.is_ours(step)).await
     }
     /// Of this job's lineage, and not what an older driver still wrote after this one had started.
     fn is_ours(&self, step: GlobalStep) -> bool {
         self.written.contains(&step) || self.resumed.is_some_and(|resumed| step <= resumed)
+    }
+}
+
+/// The new checkpoint is durable: an old one that stays is no reason to end the job.
+fn warn(result: Result<(), Error>) {
+    if let Err(error) = result {
+        tracing::warn!("{}", tfos_core::failure::chain(&error).join(": "));
     }
 }
 

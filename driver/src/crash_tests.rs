@@ -296,6 +296,41 @@ async fn whatever_request_of_a_checkpoint_fails_the_old_or_the_new_one_is_whole(
     assert!(kept_old >= 4 && kept_new >= 4 && garbage > 0, "{kept_old} {kept_new} {garbage}");
 }
 
+#[tokio::test]
+async fn what_a_killed_process_was_writing_goes_too() {
+    let (_folder, dir, run) = begun().await;
+    let (step, generation) = (GlobalStep(run.step + EVERY), run.committer.generation);
+    let names = [Paths::part(step, generation, 0, 1), Paths::ledger_segment(generation, GlobalStep(run.step), step)];
+    for name in names {
+        let path = dir.local_path().unwrap().join(format!("{name}#1"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "half").unwrap();
+    }
+    assert_eq!(dir.collect_garbage(true).await.unwrap(), [""; 0], "it may still be at it");
+    assert_eq!(goes_on(&dir).await, 2);
+}
+
+#[tokio::test]
+async fn the_best_checkpoint_stays_over_generations_until_there_is_a_better_one() {
+    let (_folder, dir, mut run) = begun().await;
+    let score = |value: f64| Scores::from([("accuracy".to_owned(), value)]);
+    let steps = async || dir.manifests().await.unwrap().into_iter().map(|(s, _)| s.0).collect::<Vec<_>>();
+    run.committer.keep.best = Some("accuracy".parse().unwrap());
+    run.committer.score(GlobalStep(20), score(0.9)).await;
+    run.committer.score(GlobalStep(30), score(0.8)).await;
+    run.committer.score(GlobalStep(10), score(1.0)).await;
+    assert!(!dir.local_path().unwrap().join(Paths::scores(GlobalStep(10))).exists(), "that one is gone");
+    run.checkpoint().await.unwrap();
+    assert_eq!(steps().await, [20, 30, 40]);
+    let mut next = Run::start(&dir).await.unwrap();
+    next.committer.keep.best = Some("accuracy".parse().unwrap());
+    next.checkpoint().await.unwrap();
+    assert_eq!(steps().await, [20, 40, 50]);
+    next.committer.score(GlobalStep(50), score(0.95)).await;
+    assert_eq!(steps().await, [40, 50], "at once, and not with the next checkpoint");
+    assert_eq!(dir.collect_garbage(true).await.unwrap(), [""; 0]);
+}
+
 #[tokio::test] // CKP-3
 async fn whatever_request_of_a_start_fails_the_next_start_goes_on() {
     let requests = at_every_request(async |fault| {

@@ -28,7 +28,7 @@ pub enum Error {
     File {
         /// The file.
         path: String,
-        /// read, written, created.
+        /// read, written, created, removed.
         action: &'static str,
         /// What the system said.
         #[source]

@@ -1,6 +1,6 @@
 //! What can happen to a job, and what the driver can do about it: both closed sets.
 
-use tfos_core::checkpoint::{Manifest, Part};
+use tfos_core::checkpoint::{Manifest, Part, Scores};
 use tfos_core::cluster::{ClusterSpec, Refusal, Reservation};
 use tfos_core::failure::{Cause, Failure};
 use tfos_core::ids::{ExecutorId, GlobalStep};
@@ -161,6 +161,13 @@ pub enum Action {
     },
     /// Write ledger segment and manifest, then delete old checkpoints.
     CommitCheckpoint(Box<CheckpointCut>),
+    /// Note what the evaluator made of a checkpoint.
+    Score {
+        /// Its step.
+        step: GlobalStep,
+        /// Means of its metrics.
+        scores: Scores,
+    },
     /// A phase ended.
     PhaseDone(Box<PhaseOutcome>),
     /// The job failed; `Stop` was sent to everybody, and whoever is left is to be killed.

@@ -9,11 +9,12 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tfos_core::checkpoint::{
-    Base, Candidate, Manifest, Part, Paths, Start, Starts, Target, compute_deletions, compute_target,
+    Base, Candidate, Manifest, Part, Paths, Retention, Scores, Start, Starts, Target, compute_deletions, compute_target,
 };
 use tfos_core::ids::{Generation, GlobalStep};
 use url::Url;
 
+use crate::checkpoints::staged;
 use crate::error::Error;
 
 /// A model directory.
@@ -138,7 +139,7 @@ impl ModelDir {
     }
 
     /// A small file; `None` when it is not there.
-    async fn read(&self, relative: &str) -> Result<Option<bytes::Bytes>, Error> {
+    pub(crate) async fn read(&self, relative: &str) -> Result<Option<bytes::Bytes>, Error> {
         let failed = |e| self.error(format!("`{relative}` cannot be read"), e);
         match self.store.get(&self.path(relative)).await {
             Ok(got) => Ok(Some(got.bytes().await.map_err(failed)?)),
@@ -147,7 +148,7 @@ impl ModelDir {
         }
     }
 
-    fn encoding(&self, path: &str, source: serde_json::Error) -> Error {
+    pub(crate) fn encoding(&self, path: &str, source: serde_json::Error) -> Error {
         let what = format!("`{path}` is no JSON of the right shape");
         Error::ModelDir { url: self.url.to_string(), what, source: Box::new(source) }
     }
@@ -285,7 +286,7 @@ impl ModelDir {
         Ok(true)
     }
 
-    /// Every file below a folder, relative to the model directory.
+    /// Every file below a folder, relative to the model directory, half-written ones too.
     pub(crate) async fn files(&self, folder: &str) -> Result<Vec<String>, Error> {
         let listed: Result<Vec<_>, _> = self.store.list(Some(&self.path(folder))).try_collect().await;
         let listed = listed.map_err(|e| self.error(format!("`{folder}` cannot be listed"), e))?;
@@ -293,7 +294,11 @@ impl ModelDir {
             let parts: Vec<_> = path.prefix_match(&self.root)?.collect();
             Some(parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/"))
         };
-        Ok(listed.iter().filter_map(|meta| relative(&meta.location)).collect())
+        let mut files: Vec<String> = listed.iter().filter_map(|meta| relative(&meta.location)).collect();
+        if let Some(local) = self.local_path() {
+            staged(&local, folder, &mut files);
+        }
+        Ok(files)
     }
 
     /// Steps of the folders of checkpoints, in order, and whether each has a manifest: without one it is no checkpoint
@@ -327,13 +332,18 @@ impl ModelDir {
         }
     }
 
-    /// Deletes all but the newest `keep` checkpoints of the `lineage`, each manifest before its parts, and what is older
-    /// than those and no checkpoint.
-    pub async fn retain(&self, keep: usize, lineage: impl Fn(GlobalStep) -> bool) -> Result<(), Error> {
+    /// Deletes the checkpoints of the `lineage` that `keep` does not keep, each manifest before its parts, and what is
+    /// older than the oldest kept and no checkpoint.
+    pub async fn retain(
+        &self,
+        keep: &Retention,
+        scores: &BTreeMap<GlobalStep, Scores>,
+        lineage: impl Fn(GlobalStep) -> bool,
+    ) -> Result<(), Error> {
         let folders = self.folders().await?;
         let (whole, rest): (Vec<_>, Vec<_>) = folders.into_iter().partition(|(step, exists)| *exists && lineage(*step));
         let whole: Vec<GlobalStep> = whole.into_iter().map(|(step, _)| step).collect();
-        let mut deletions = compute_deletions(&whole, keep);
+        let mut deletions = compute_deletions(&whole, scores, keep);
         let oldest_kept = whole.iter().filter(|step| !deletions.contains(step)).min().copied();
         let older = |step: GlobalStep| oldest_kept.is_some_and(|oldest| step < oldest);
         deletions.extend(rest.into_iter().map(|(step, _)| step).filter(|step| older(*step)));
@@ -359,6 +369,15 @@ impl ModelDir {
 
     /// Deletes a file, if it is still there.
     pub(crate) async fn delete(&self, relative: &str) -> Result<(), Error> {
+        if let (Some(local), Some(_)) = (self.local_path(), Paths::staged_for(relative)) {
+            let path = local.join(relative);
+            return match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::File { path: path.display().to_string(), action: "removed", source })
+                }
+                _ => Ok(()),
+            };
+        }
         match self.store.delete(&self.path(relative)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(self.error(format!("`{relative}` cannot be removed"), e)),

@@ -9,6 +9,10 @@ fn open() -> (tempfile::TempDir, ModelDir) {
     (folder, dir)
 }
 
+fn keep(newest: usize) -> Retention {
+    Retention { newest, every: None, best: None }
+}
+
 /// A checkpoint of one part at `step`, committed by `generation`.
 async fn checkpoint(dir: &ModelDir, step: u64, generation: u64) -> Result<bool, Error> {
     let (step, generation) = (GlobalStep(step), Generation(generation));
@@ -83,7 +87,7 @@ async fn a_late_manifest_of_an_older_generation_is_void() {
     let (restored, target) = dir.find_checkpoint().await.unwrap();
     assert_eq!((target.restore, restored.unwrap().manifest.generation), (Some(GlobalStep(20)), new));
     // What is void neither counts as a checkpoint to keep nor pushes one out.
-    dir.retain(1, |step| step <= GlobalStep(20)).await.unwrap();
+    dir.retain(&keep(1), &BTreeMap::new(), |step| step <= GlobalStep(20)).await.unwrap();
     assert_eq!(dir.find_checkpoint().await.unwrap().1.restore, Some(GlobalStep(20)));
     let third = dir.claim_generation("third").await.unwrap();
     dir.begin(new, None).await.unwrap_err();
@@ -136,7 +140,7 @@ async fn the_oldest_checkpoints_go_with_all_their_files() {
     for step in [5, 10, 15] {
         checkpoint(&dir, step, 1).await.unwrap();
     }
-    dir.retain(2, |_| true).await.unwrap();
+    dir.retain(&keep(2), &BTreeMap::new(), |_| true).await.unwrap();
     let left = std::fs::read_dir(dir.local_path().unwrap().join(Paths::CHECKPOINTS)).unwrap();
     let mut left: Vec<String> = left.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
@@ -165,7 +169,7 @@ async fn what_a_killed_job_left_does_not_push_out_a_checkpoint() {
         dir.store().put(&dir.path(&path), PutPayload::from_static(b"half")).await.unwrap();
     }
     checkpoint(&dir, 40, generation).await.unwrap();
-    dir.retain(1, |_| true).await.unwrap();
+    dir.retain(&keep(1), &BTreeMap::new(), |_| true).await.unwrap();
     assert_eq!(dir.find_checkpoint().await.unwrap().1.restore, Some(GlobalStep(40)));
     let left: Vec<String> = dir.names(Paths::CHECKPOINTS).await.unwrap();
     assert_eq!(left.iter().filter_map(|n| Paths::parse_step(n)).map(|s| s.0).collect::<Vec<_>>(), [40, 41]);

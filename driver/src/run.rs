@@ -75,7 +75,8 @@ struct Loop {
     failure: watch::Sender<Option<Arc<Error>>>,
     phase: Arc<std::sync::Mutex<Option<oneshot::Sender<PhaseOutcome>>>>,
     committer: Arc<tokio::sync::Mutex<Committer>>,
-    committing: Option<tokio::task::JoinHandle<()>>,
+    /// What is being written to the model directory.
+    writing: tokio::task::JoinSet<()>,
     stopped: bool,
 }
 
@@ -128,7 +129,7 @@ impl Driver {
             failure: failure_tx,
             phase: Arc::clone(&phase),
             committer,
-            committing: None,
+            writing: tokio::task::JoinSet::new(),
             stopped: false,
         };
         let task = tokio::spawn(job.run(receiver, quit_tx));
@@ -300,6 +301,10 @@ impl Loop {
             }
             Action::FormFailed { reason } => self.fail(Error::NotFormed { reason }),
             Action::CommitCheckpoint(cut) => self.commit(*cut),
+            Action::Score { step, scores } => {
+                let committer = Arc::clone(&self.committer);
+                self.write(async move { committer.lock().await.score(step, scores).await });
+            }
             Action::PhaseDone(outcome) => {
                 let waiter = self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
                 if let Some(waiter) = waiter {
@@ -339,7 +344,7 @@ impl Loop {
     fn commit(&mut self, cut: CheckpointCut) {
         let (committer, events) = (Arc::clone(&self.committer), self.events.clone());
         let failure = self.failure.clone();
-        self.committing = Some(tokio::spawn(async move {
+        self.write(async move {
             let step = cut.step;
             let event = match committer.lock().await.commit(cut).await {
                 Ok(manifest) => Event::CheckpointStored { step, manifest },
@@ -350,15 +355,19 @@ impl Loop {
                 }
             };
             let _ = events.send(event);
-        }));
+        });
+    }
+
+    fn write(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        while self.writing.try_join_next().is_some() {}
+        self.writing.spawn(work);
     }
 
     async fn stop_all(&mut self) {
         self.stopped = true;
-        if let Some(committing) = self.committing.take() {
-            // A checkpoint that is nearly written is worth a moment; half of one does no harm.
-            let _ = tokio::time::timeout(STOP_GRACE, committing).await;
-        }
+        // A checkpoint that is nearly written is worth a moment; half of one does no harm.
+        let written = async { while self.writing.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(STOP_GRACE, written).await;
         if let Some(mut launcher) = self.launcher.take() {
             // Messages to stop are on their way; reaping blocks, so it has a thread of its own.
             let reaped = tokio::task::spawn_blocking(move || launcher.stop(STOP_GRACE)).await;

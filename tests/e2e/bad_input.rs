@@ -97,5 +97,6 @@ fn values_that_do_not_parse() {
     refused(lab.submit("mnist").flags("--reservation-timeout soon"), 2, &["soon", "reservation-timeout"]);
     refused(lab.submit("mnist").flags("--feed-memory lots"), 2, &["lots", "feed-memory"]);
     refused(lab.submit("mnist").flags("--keep-checkpoints 0"), 2, &["--keep-checkpoints"]);
+    refused(lab.submit("mnist").flags("--keep-best -loss"), 2, &["--keep-best", "--evaluator"]);
     refused(lab.submit("mnist").args("--learning-rate=-1"), 2, &["--learning-rate"]);
 }

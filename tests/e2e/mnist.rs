@@ -154,7 +154,7 @@ fn staleness_stays_within_its_bound() {
 #[test] // one node scores every checkpoint on the second input
 fn an_evaluator_gives_the_accuracy() {
     let lab = Lab::new("an_evaluator_gives_the_accuracy");
-    let shape = "--cluster-size 4 --num-ps 1 --evaluator --save-checkpoints-steps 200";
+    let shape = "--cluster-size 4 --num-ps 1 --evaluator --save-checkpoints-steps 200 --keep-best accuracy";
     let submit = lab.submit("mnist").flags(shape).flags("--quiet").args_of(feed("parquet"));
     let done = submit.args("--epochs 4").run().ok();
     assert!(done.number("metrics.accuracy") > 0.85);
@@ -163,6 +163,10 @@ fn an_evaluator_gives_the_accuracy() {
     assert!(scored >= 1, "the evaluator's log was to name the checkpoints");
     let newest = checkpoints(&lab.model()).last().copied().unwrap();
     assert!(logs.contains(&format!("checkpoints/{newest:012}/manifest.json on 2000 rows")), "the last one is scored");
+    let scores = std::fs::read(lab.model().join(format!("checkpoints/{newest:012}/scores.json"))).unwrap();
+    let scores: serde_json::Value = serde_json::from_slice(&scores).unwrap();
+    let difference = scores["accuracy"].as_f64().unwrap() - done.number("metrics.accuracy");
+    assert!(difference.abs() < 1e-6, "for --keep-best: {scores}");
 }
 
 #[test] // one prediction per row, in their order: the accuracy counted from the file is the summary's

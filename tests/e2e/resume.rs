@@ -123,6 +123,20 @@ fn only_the_newest_checkpoints_are_kept() {
     assert_eq!(verified_rows(&lab.model()), ROWS);
 }
 
+#[test]
+fn beside_the_newest_one_now_and_then_stays() {
+    let lab = Lab::new("beside_the_newest_one_now_and_then_stays");
+    plain(&lab, 2, "--cluster-size 1 --save-checkpoints-steps 20 --keep-checkpoints 1 --keep-every 100").run().ok();
+    let kept = checkpoints(&lab.model());
+    let [first, .., last] = kept[..] else { panic!("two checkpoints were to be there: {kept:?}") };
+    assert!(first >= 100 && last == 2 * ROWS / 10, "{kept:?}");
+    let mut stretches: Vec<u64> = kept[..kept.len() - 1].iter().map(|step| step / 100).collect();
+    let all = stretches.len();
+    stretches.dedup();
+    assert_eq!(stretches.len(), all, "one in each stretch: {kept:?}");
+    assert_eq!(verified_rows(&lab.model()), 2 * ROWS);
+}
+
 /// The first part of a checkpoint.
 fn part(lab: &Lab, step: u64) -> PathBuf {
     let folder = lab.model().join(format!("checkpoints/{step:012}"));

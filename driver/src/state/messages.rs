@@ -68,7 +68,7 @@ impl State {
             Message::SnapshotAt(m) => phase.snapshot_at(m.id, m.global_step),
             Message::PartWritten(m) => phase.part_written(executor, m),
             Message::Terminate(_) => phase.terminate(out),
-            Message::Metrics(m) => phase.metrics(m),
+            Message::Metrics(m) => phase.metrics(executor, m, out),
             Message::Results(m) => phase.results(m.results),
             Message::Staged(m) => phase.staged(m.files),
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) => Ok(()),

@@ -289,7 +289,17 @@ impl Phase {
         Ok(())
     }
 
-    pub(super) fn metrics(&mut self, message: proto::Metrics) -> Result<(), Cause> {
+    pub(super) fn metrics(
+        &mut self,
+        from: ExecutorId,
+        message: proto::Metrics,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Cause> {
+        let evaluator = self.shape.node_of(from).is_some_and(|n| n.role == Role::Evaluator);
+        if evaluator && self.spec.kind == PhaseKind::Train {
+            let scores = message.metrics.iter().map(|m| (m.name.clone(), m.value)).collect();
+            out.push(Action::Score { step: GlobalStep(message.global_step), scores });
+        }
         for metric in message.metrics {
             let (step, mean) = self.metrics.entry(metric.name).or_default();
             if message.global_step > *step {

@@ -246,6 +246,19 @@ fn the_end_of_training_is_rows_then_trainers_then_checkpoint_then_everybody() {
     assert!(job.take().iter().any(|a| matches!(a, Action::PhaseDone(o) if o.end == PhaseEnd::Complete)));
 }
 
+#[test]
+fn only_what_the_evaluator_reports_in_training_scores_a_checkpoint() {
+    let mut job = Job::new(Shape { cluster_size: 3, num_ps: 1, evaluator: true });
+    (0..3).for_each(|id| job.register(id));
+    job.start(64).take();
+    let metric = proto::Metric { name: "loss".into(), value: 0.5, rows: 9 };
+    let metrics = Message::Metrics(proto::Metrics { phase: 1, global_step: 7, metrics: vec![metric] });
+    assert!(job.says(1, metrics.clone()).take().is_empty(), "the chief's");
+    let actions = job.says(2, metrics).take();
+    let [Action::Score { step: GlobalStep(7), scores }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(scores.get("loss"), Some(&0.5));
+}
+
 #[test] // FED-3: rows of a dropped gradient go to whoever waits
 fn returned_rows_wake_a_waiting_trainer() {
     let mut job = Job::formed();

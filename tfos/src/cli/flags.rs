@@ -184,6 +184,12 @@ pub(super) struct SubmitFlags {
     /// How many of the newest checkpoints stay [default: 5].
     #[arg(long, value_name = "M")]
     keep_checkpoints: Option<usize>,
+    /// Beside these, the first checkpoint at or after each multiple of so many steps stays.
+    #[arg(long, value_name = "K")]
+    keep_every: Option<u64>,
+    /// Beside these, the best checkpoint by a metric of the evaluator stays: accuracy, or -loss where less is better.
+    #[arg(long, value_name = "METRIC", allow_hyphen_values = true)]
+    keep_best: Option<String>,
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
@@ -260,6 +266,8 @@ impl SubmitFlags {
             save_checkpoints_secs: self.save_checkpoints_secs,
             save_checkpoints_steps: self.save_checkpoints_steps,
             keep_checkpoints: self.keep_checkpoints,
+            keep_every: self.keep_every,
+            keep_best: self.keep_best.clone(),
             max_steps: self.max_steps,
             feed_memory: self.feed_memory,
             reservation_timeout: self.reservation_timeout,

@@ -1,4 +1,4 @@
-//! Facts in, decision out: which checkpoint to restore, whether one is due, which to delete.
+//! Facts in, decision out: which checkpoint to restore, whether one is due.
 
 use std::time::Duration;
 
@@ -43,15 +43,6 @@ pub fn is_due(
     step > last && (every_steps.is_some_and(|n| step.0 - last.0 >= n.max(1)) || every.is_some_and(|t| since_last >= t))
 }
 
-/// The checkpoints to delete so that the newest `keep` stay, oldest first. The one that the job was
-/// restored from is kept until a newer one is committed, simply because it then is not among the oldest.
-pub fn compute_deletions(steps: &[GlobalStep], keep: usize) -> Vec<GlobalStep> {
-    let mut steps = steps.to_vec();
-    steps.sort();
-    steps.truncate(steps.len().saturating_sub(keep.max(1)));
-    steps
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,13 +68,5 @@ mod tests {
         assert!(!is_due(s(9), s(0), sec(99), Some(10), None));
         assert!(is_due(s(1), s(0), sec(600), None, Some(sec(600))));
         assert!(!is_due(s(5), s(5), sec(6000), Some(1), Some(sec(600))));
-    }
-
-    #[test] // CKP-4
-    fn the_newest_m_are_kept() {
-        let steps = [GlobalStep(3), GlobalStep(1), GlobalStep(2)];
-        assert_eq!(compute_deletions(&steps, 2), [GlobalStep(1)]);
-        assert_eq!(compute_deletions(&steps, 0), [GlobalStep(1), GlobalStep(2)]);
-        assert_eq!(compute_deletions(&steps, 9), []);
     }
 }

@@ -33,22 +33,20 @@ pub fn compute_garbage(files: &[String], manifests: &[Found], starts: &Starts, c
     let kept = || manifests.iter().filter(|m| !void(m));
     let unreadable: BTreeSet<GlobalStep> = kept().filter(|m| m.content.is_none()).map(|m| m.step).collect();
     let named: BTreeSet<&String> = kept().filter_map(|m| m.content.as_ref()).flat_map(|(_, names)| names).collect();
-    garbage.extend(
-        files
-            .iter()
-            .filter(|file| {
-                let is_abandoned = match (
-                    Paths::parse_part(file).or_else(|| Paths::parse_damaged(file)),
-                    Paths::parse_segment(file),
-                ) {
-                    (Some(part), _) => abandoned(part) && !unreadable.contains(&part.0),
-                    (None, Some(segment)) => abandoned(segment) && unreadable.is_empty(),
-                    (None, None) => false,
-                };
-                is_abandoned && !named.contains(file)
-            })
-            .cloned(),
-    );
+    let is_garbage = |file: &&String| {
+        let target = Paths::staged_for(file).unwrap_or(file);
+        if let Some(part) = Paths::parse_part(target).or_else(|| Paths::parse_damaged(target)) {
+            return abandoned(part) && !unreadable.contains(&part.0);
+        }
+        if let Some(segment) = Paths::parse_segment(target) {
+            return abandoned(segment) && unreadable.is_empty();
+        }
+        Paths::step_of(target).is_some_and(|step| {
+            let of_none = target == Paths::scores(step) && kept().all(|m| m.step != step);
+            behind(step) && (of_none || target != *file)
+        })
+    };
+    garbage.extend(files.iter().filter(is_garbage).filter(|file| !named.contains(file)).cloned());
     garbage
 }
 
@@ -97,6 +95,13 @@ mod tests {
         assert_eq!(compute_garbage(&files, &old, &starts(), NEWEST), [""; 0]);
         let now = [&old[..], &[found(40, 2, vec![part(40, 2)])]].concat();
         assert_eq!(compute_garbage(&files, &now, &starts(), NEWEST), [Paths::manifest(GlobalStep(30)), part(30, 1)]);
+    }
+
+    #[test]
+    fn the_scores_of_a_checkpoint_that_is_gone_go() {
+        let files = [20, 30, 50].map(|step| Paths::scores(GlobalStep(step)));
+        let manifests = [found(20, 1, vec![]), found(40, 2, vec![])];
+        assert_eq!(compute_garbage(&files, &manifests, &starts(), NEWEST), files[1..2]);
     }
 
     #[test]

@@ -12,9 +12,11 @@ mod manifest;
 mod paths;
 #[cfg(test)]
 mod protocol_tests;
+mod retention;
 
-pub use decide::{Candidate, Target, compute_deletions, compute_target, is_due};
+pub use decide::{Candidate, Target, compute_target, is_due};
 pub use garbage::{Found, compute_garbage};
 pub use lineage::{Base, Start, Starts};
 pub use manifest::{FORMAT, Manifest, ManifestError, Part};
 pub use paths::Paths;
+pub use retention::{Best, Retention, Scores, compute_deletions};

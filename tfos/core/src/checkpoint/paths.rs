@@ -26,6 +26,11 @@ impl Paths {
         format!("{}/manifest.json", Self::checkpoint(step))
     }
 
+    /// What an evaluator made of one checkpoint.
+    pub fn scores(step: GlobalStep) -> String {
+        format!("{}/scores.json", Self::checkpoint(step))
+    }
+
     /// Where a manifest goes whose checkpoint was found damaged.
     pub fn damaged_manifest(step: GlobalStep, generation: Generation) -> String {
         format!("{}/manifest.damaged-g{generation}.json", Self::checkpoint(step))
@@ -89,6 +94,12 @@ impl Paths {
         Some((Self::step_of(path)?, Generation(name.strip_suffix(".json")?.parse().ok()?)))
     }
 
+    /// The file that will be there once this one is whole: object stores on file systems write `NAME#1` first.
+    pub fn staged_for(path: &str) -> Option<&str> {
+        let (target, number) = path.rsplit_once('#')?;
+        (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(target)
+    }
+
     /// Step of a folder name made by [`Self::checkpoint`].
     pub fn parse_step(name: &str) -> Option<GlobalStep> {
         (name.len() == 12).then(|| name.parse().ok().map(GlobalStep)).flatten()
@@ -113,6 +124,7 @@ mod tests {
         assert_eq!(Paths::parse_part(&Paths::part(step, g, 1, 2)), Some((step, g)));
         assert_eq!(Paths::parse_segment(&Paths::ledger_segment(g, GlobalStep(7), step)), Some((step, g)));
         assert_eq!(Paths::parse_damaged(&Paths::damaged_manifest(step, g)), Some((step, g)));
+        assert_eq!((Paths::staged_for("a/b#12"), Paths::staged_for("a/b#c")), (Some("a/b"), None));
         for path in [Paths::manifest(step), "ledger/notes.txt".into(), "checkpoints/readme".into()] {
             let parsed = [Paths::parse_part(&path), Paths::parse_segment(&path), Paths::parse_damaged(&path)];
             assert_eq!(parsed, [None; 3], "{path}");

@@ -153,13 +153,14 @@ impl Driver {
                 At::ListOld
             }
             At::ListOld => {
+                let keep = Retention { newest: 1, every: None, best: None };
                 let here = |s: &GlobalStep| self.mine.contains(s) || self.restored.is_some_and(|b| *s <= b.step);
                 let steps: Vec<GlobalStep> = store.manifests().iter().map(|m| m.step).filter(here).collect();
                 let files = |s: GlobalStep| {
                     let all = store.0.keys().filter(move |k| Paths::step_of(k) == Some(s) && **k != Paths::manifest(s));
                     std::iter::once(Paths::manifest(s)).chain(all.cloned()).collect::<Vec<_>>()
                 };
-                At::Retain(compute_deletions(&steps, 1).into_iter().flat_map(files).collect())
+                At::Retain(compute_deletions(&steps, &BTreeMap::new(), &keep).into_iter().flat_map(files).collect())
             }
             At::Retain(mut files) if !files.is_empty() => {
                 store.0.remove(&files.remove(0));

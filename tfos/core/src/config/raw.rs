@@ -111,6 +111,10 @@ settings! {
     "save-checkpoints-steps" save_checkpoints_steps: u64,
     /// How many of the newest checkpoints stay.
     "keep-checkpoints" keep_checkpoints: usize,
+    /// Beside these, the first checkpoint at or after each multiple of so many steps stays.
+    "keep-every" keep_every: u64,
+    /// Beside these, the best checkpoint by a metric of the evaluator stays: `accuracy`, or `-loss`.
+    "keep-best" keep_best: String,
     /// Stop after this global step.
     "max-steps" max_steps: u64,
     /// Bound of all feed queues of an executor together.

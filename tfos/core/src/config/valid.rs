@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::raw::{ConfigError, Problem, RawJob};
+use crate::checkpoint::{Best, Retention};
 use crate::cluster::Shape;
 use crate::ports::PortRange;
 
@@ -76,8 +77,8 @@ pub struct Job {
     pub save_checkpoints_every: Option<Duration>,
     /// Steps between checkpoints.
     pub save_checkpoints_steps: Option<u64>,
-    /// How many of the newest checkpoints stay.
-    pub keep_checkpoints: usize,
+    /// Which checkpoints stay.
+    pub keep: Retention,
     /// Stop after this global step.
     pub max_steps: Option<u64>,
     /// Bound of all feed queues of an executor together, bytes.
@@ -168,6 +169,21 @@ impl Job {
         if raw.keep_checkpoints == Some(0) {
             bad("keep-checkpoints", "must be at least 1: a job resumes from the newest one".into());
         }
+        if raw.keep_every == Some(0) {
+            bad("keep-every", "must be at least 1".into());
+        }
+        let best = match raw.keep_best.as_deref().map(str::parse::<Best>) {
+            Some(Ok(_)) if !evaluator => {
+                bad("keep-best", "only together with --evaluator, which scores the checkpoints".into());
+                None
+            }
+            Some(Err(message)) => {
+                bad("keep-best", message);
+                None
+            }
+            Some(Ok(best)) => Some(best),
+            None => None,
+        };
         if raw.max_steps == Some(0) {
             bad("max-steps", "must be at least 1".into());
         }
@@ -201,7 +217,7 @@ impl Job {
             model_dir: raw.model_dir,
             save_checkpoints_every,
             save_checkpoints_steps: raw.save_checkpoints_steps,
-            keep_checkpoints: raw.keep_checkpoints.unwrap_or(5),
+            keep: Retention { newest: raw.keep_checkpoints.unwrap_or(5), every: raw.keep_every, best },
             max_steps: raw.max_steps,
             feed_memory,
             reservation_timeout,
@@ -243,6 +259,18 @@ mod tests {
     fn steps_take_the_place_of_the_default_time() {
         let job = Job::check(RawJob { save_checkpoints_steps: Some(7), ..raw() }).unwrap();
         assert_eq!((job.save_checkpoints_every, job.save_checkpoints_steps), (None, Some(7)));
+    }
+
+    #[test]
+    fn the_best_checkpoint_needs_somebody_who_scores() {
+        let job = |evaluator: bool| {
+            let (cluster_size, keep_best) = (Some(3), Some("-loss".into()));
+            RawJob { cluster_size, num_ps: Some(1), evaluator: Some(evaluator), keep_best, ..raw() }
+        };
+        let best = Job::check(job(true)).unwrap().keep.best.unwrap();
+        assert_eq!((best.metric.as_str(), best.least), ("loss", true));
+        assert!(Job::check(job(false)).unwrap_err().to_string().contains("--evaluator"));
+        assert!(Job::check(RawJob { keep_every: Some(0), ..raw() }).is_err());
     }
 
     #[test]
