@@ -13,7 +13,7 @@ pub struct Hdfs {
 }
 
 impl Hdfs {
-    /// Starts it; `None` where it is not set up, see [`tool`].
+    /// Starts it; `None` where it is not set up.
     pub fn start(lab: &Lab) -> Option<Self> {
         let jars = tool("hdfs/jars", "--hdfs")?;
         let log = lab.path("hdfs-server.log");

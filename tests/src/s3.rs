@@ -21,7 +21,7 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Starts it; `None` where it is not set up, see [`tool`].
+    /// Starts it; `None` where it is not set up.
     pub fn start(lab: &Lab) -> Option<Self> {
         let program = tool("s3/versitygw", "--s3")?;
         let (folder, log) = (lab.path("s3"), lab.path("s3-server.log"));

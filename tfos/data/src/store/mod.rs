@@ -91,7 +91,7 @@ pub async fn first_contact(address: &str) -> Result<()> {
     within(address, store.list_with_delimiter(Some(&path))).await.map(drop)
 }
 
-/// The answer to the first request, which does not take longer than [`FIRST_ANSWER`].
+/// The answer to the first request, which does not take longer than ten seconds.
 pub async fn within<T>(address: &str, answer: impl Future<Output = object_store::Result<T>>) -> Result<T> {
     match tokio::time::timeout(FIRST_ANSWER, answer).await {
         Ok(answer) => answer.map_err(|e| Error::from_store(e, address)),
