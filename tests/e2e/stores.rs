@@ -162,7 +162,8 @@ fn a_killed_job_on_hdfs_resumes() {
     a_killed_job_resumes(&lab, &*store);
 }
 
-/// Of drivers that begin at the same moment each claims a generation of its own: creating is refused where a file is.
+/// Of drivers that begin at the same moment each claims a generation of its own: creating is refused where a file is. One
+/// that was overtaken while it began is told so, and the newest never is.
 fn generations_are_claimed_once(lab: &Lab, store: &dyn Store) {
     let probe = bin::probe().display().to_string();
     let idle = |i: u32| {
@@ -170,9 +171,18 @@ fn generations_are_claimed_once(lab: &Lab, store: &dyn Store) {
         submit.flag("--model-dir", store.url("claimed")).args("mode=idle").start()
     };
     let running: Vec<_> = (0..4).map(idle).collect();
-    let mut claimed: Vec<u64> = running.into_iter().map(|r| r.wait().ok().number("generation") as u64).collect();
+    let generation = |done: Done| {
+        if done.code() == Some(0) {
+            return (done.number("generation") as u64, true);
+        }
+        let error = done.fails(1, &["has been superseded by generation"]).error();
+        let number = error.strip_prefix("error: generation ").and_then(|rest| rest.split(' ').next());
+        (number.expect("the generation that was overtaken").parse().expect("its number"), false)
+    };
+    let mut claimed: Vec<(u64, bool)> = running.into_iter().map(|r| generation(r.wait())).collect();
     claimed.sort();
-    assert_eq!(claimed, [1, 2, 3, 4]);
+    assert_eq!(claimed.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert_eq!(claimed.last(), Some(&(4, true)), "the newest was turned away: {claimed:?}");
 }
 
 /// The three ways to a store: the model directory, the data, and a question.
