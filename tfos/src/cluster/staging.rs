@@ -133,7 +133,7 @@ impl Cluster {
         let failed = |source| tfos_data::Error::Store { url: self.url(&relative), source };
         let text = serde_json::to_vec_pretty(manifest).map_err(|e| Error::Staging {
             what: format!("the manifest cannot be written: {e}"),
-            again: String::new(),
+            again: "this is a defect of tfos".into(),
         })?;
         let (store, options) = (self.model_dir.store(), PutOptions::from(PutMode::Create));
         let path = self.model_dir.path(&relative);

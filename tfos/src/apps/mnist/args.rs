@@ -178,7 +178,7 @@ impl Args {
                 Optimizer::Sgd { learning_rate: rate(0.05, 0.05), momentum: 0.9, nesterov: false, weight_decay: 0.0 }
             }
             Rule::Adagrad => Optimizer::Adagrad {
-                // At 0.05 the one misclassified row of a short last batch was seen to undo all that was learned.
+                // At 0.05 one misclassified row of a short last batch, weighed as a whole one, was seen to undo all.
                 learning_rate: rate(0.01, 0.02),
                 initial_accumulator: 0.1,
                 eps: 1e-10,

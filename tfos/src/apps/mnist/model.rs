@@ -111,7 +111,7 @@ impl Model for Classifier {
         let logits = self.forward(batch, true)?;
         let sum = logits.f_cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Sum, -100, 0.0)?;
         // Over the size of a full batch: at the end of an epoch a batch may be a single row, and with the mean over it that
-        // row, if it is misclassified, was seen to undo a percent of what was learned.
+        // row would weigh as much as a whole batch: misclassified, it can undo a part of what was learned.
         Ok(sum.f_div_scalar(self.args.batch_size as f64)?)
     }
 
