@@ -168,6 +168,17 @@ pub enum Action {
         /// Means of its metrics.
         scores: Scores,
     },
+    /// Note what a node reported.
+    Reported {
+        /// Its executor.
+        from: ExecutorId,
+        /// Step of the parameters.
+        step: GlobalStep,
+        /// Name, value, and the rows that it is a mean of.
+        metrics: Vec<(String, f64, u64)>,
+    },
+    /// Note that an executor is lost, and why.
+    Lost(Box<Failure>),
     /// A phase ended.
     PhaseDone(Box<PhaseOutcome>),
     /// The job failed; `Stop` was sent to everybody, and whoever is left is to be killed.

@@ -5,6 +5,7 @@ pub mod checkpoints;
 mod commit;
 pub mod error;
 pub mod event;
+mod journal;
 pub mod launcher;
 pub mod ledger;
 pub mod model_dir;

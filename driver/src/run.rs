@@ -16,7 +16,9 @@ use tokio::sync::{oneshot, watch};
 use crate::commit::Committer;
 use crate::error::Error;
 use crate::event::{Action, CheckpointCut, Connection, Event, Stored};
+use crate::journal::{Journal, Recorder};
 use crate::launcher::{Launcher, Rendezvous};
+use crate::ledger::wall_clock_ms;
 use crate::model_dir::ModelDir;
 use crate::server::{Server, Streams};
 use crate::state::{Options, PhaseOutcome, PhaseSpec, State};
@@ -75,6 +77,8 @@ struct Loop {
     failure: watch::Sender<Option<Arc<Error>>>,
     phase: Arc<std::sync::Mutex<Option<oneshot::Sender<PhaseOutcome>>>>,
     committer: Arc<tokio::sync::Mutex<Committer>>,
+    journal: Journal,
+    recorder: Option<Recorder>,
     /// What is being written to the model directory.
     writing: tokio::task::JoinSet<()>,
     stopped: bool,
@@ -117,7 +121,16 @@ impl Driver {
         let (stored_tx, stored) = watch::channel(None);
         let phase = Arc::new(std::sync::Mutex::new(None));
         let committer = Arc::new(tokio::sync::Mutex::new(Committer::new(&options, stored_tx)));
+        let mut journal = Journal::new(options.generation, options.job.shape);
+        journal.begin(
+            wall_clock_ms(now()),
+            options.restored.as_ref().map(|(step, _)| *step),
+            format!("{}, {} executors", options.job.application, options.job.shape.cluster_size),
+        );
+        let recorder = Some(Recorder::start(options.model_dir.clone(), options.generation));
         let job = Loop {
+            journal,
+            recorder,
             options,
             state,
             streams,
@@ -266,12 +279,27 @@ impl Loop {
                 changed
             });
         }
+        // What came while everybody was being stopped is noted, and no longer acted upon.
+        while let Ok(event) = events.try_recv() {
+            self.journal.on_event(wall_clock_ms(now()), &event);
+        }
+        if let Some(recorder) = self.recorder.take() {
+            recorder.record(&self.journal);
+            let _ = tokio::time::timeout(STOP_GRACE, recorder.finish()).await;
+        }
         drop(quit);
     }
 
     async fn handle(&mut self, event: Event) {
-        for action in self.state.on_event(now(), event) {
+        let now = now();
+        let time_ms = wall_clock_ms(now);
+        let mut worth_it = self.journal.on_event(time_ms, &event);
+        for action in self.state.on_event(now, event) {
+            worth_it |= self.journal.on_action(time_ms, &action);
             self.perform(action).await;
+        }
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| worth_it) {
+            recorder.record(&self.journal);
         }
     }
 
@@ -313,6 +341,8 @@ impl Loop {
             }
             Action::Fail(failure) => self.fail(Error::Failed(failure)),
             Action::StopAll => self.stop_all().await,
+            // The journal has it.
+            Action::Reported { .. } | Action::Lost(_) => {}
             Action::Note(text) => tracing::info!("{text}"),
         }
     }

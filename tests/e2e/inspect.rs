@@ -115,11 +115,29 @@ fn the_ledger_answers_queries() {
         let words = [lab.model().display().to_string(), sql.to_owned()];
         Submit::tfos(&format!("sql --output {output}")).args_of(words).run()
     };
-    let per_epoch = "SELECT epoch, sum(row_end - row_start) AS rows FROM steps GROUP BY epoch ORDER BY epoch";
-    let done = query(per_epoch, "json").ok();
-    let lines: Vec<&str> = done.stdout.lines().collect();
-    assert_eq!(lines, [format!("{{\"epoch\":0,\"rows\":{ROWS}}}"), format!("{{\"epoch\":1,\"rows\":{ROWS}}}")]);
-    let table = query("SELECT max(row_end) AS top FROM steps", "text").ok();
+    let lines = |sql: &str| query(sql, "json").ok().stdout.lines().map(str::to_owned).collect::<Vec<_>>();
+    let epochs = [format!("{{\"epoch\":0,\"rows\":{ROWS}}}"), format!("{{\"epoch\":1,\"rows\":{ROWS}}}")];
+    for table in ["samples", "steps"] {
+        // Each update here has the rows of one batch, and a batch is of one epoch.
+        let per_epoch = format!("SELECT epoch, sum(rows) AS rows FROM {table} GROUP BY epoch ORDER BY epoch");
+        assert_eq!(lines(&per_epoch), epochs);
+    }
+    let table = query("SELECT max(row_end) AS top FROM samples", "text").ok();
     assert!(table.stdout.contains("| top ") && table.stdout.contains(&format!("| {} ", ROWS / 4)), "{}", table.stdout);
+    let last = checkpoints(&lab.model()).last().copied().unwrap();
+    let steps = "SELECT count(*) AS n, count(DISTINCT global_step) AS d, max(global_step) AS top FROM steps";
+    assert_eq!(lines(steps), [format!("{{\"n\":{last},\"d\":{last},\"top\":{last}}}")]);
+    let metrics = "SELECT phase, node, name FROM metrics WHERE value > 0.9 AND value < 2.1 ORDER BY node, name";
+    let reported =
+        |node: &str, name: &str| format!("{{\"phase\":\"evaluate\",\"node\":\"{node}\",\"name\":\"{name}\"}}");
+    let nodes = ["chief:0", "worker:0"];
+    assert_eq!(lines(metrics), nodes.map(|node| ["b", "w"].map(|name| reported(node, name))).concat());
+    let events = lines("SELECT event, phase FROM events ORDER BY time, event");
+    assert_eq!(events.first().map(String::as_str), Some("{\"event\":\"began\"}"));
+    for event in ["formed", "phase_began", "checkpoint", "phase_ended", "ended"] {
+        assert!(events.iter().any(|line| line.contains(&format!("\"event\":\"{event}\""))), "{event}: {events:?}");
+    }
+    let listed = "SELECT count(DISTINCT global_step) AS n FROM events WHERE event = 'checkpoint'";
+    assert_eq!(lines(listed), [format!("{{\"n\":{}}}", checkpoints(&lab.model()).len())]);
     query("SELECT nothing FROM steps", "text").fails(1, &["nothing"]).error();
 }

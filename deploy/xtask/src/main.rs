@@ -9,11 +9,11 @@ const USAGE: &str = "\
 cargo xtask check                        format, tidy, control plane without libtorch, clippy, documentation
 cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
 cargo xtask fmt                          format everything
-cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead
+cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead, ledger
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 5] = ["submit", "feed", "tfrecord", "overhead", "ps"];
+const BENCHES: [&str; 6] = ["submit", "feed", "tfrecord", "overhead", "ledger", "ps"];
 
 /// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
 const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];
@@ -92,6 +92,8 @@ fn bench(name: &str, rest: &[&str]) -> Done {
     match name {
         "tfrecord" => return bench_tfrecord(rest),
         "ps" => return bench_ps(rest),
+        // Without libtorch.
+        "ledger" => return bench_ledger(rest),
         _ => {}
     }
     run(root().join("deploy/setup"), [""; 0])?;
@@ -116,6 +118,12 @@ fn bench_tfrecord(rest: &[&str]) -> Done {
     let removed = std::fs::remove_dir_all(&folder);
     theirs?;
     removed.map_err(|e| Failure { message: format!("{keep} cannot be removed: {e}"), code: 1 })
+}
+
+fn bench_ledger(rest: &[&str]) -> Done {
+    run("cargo", ["build", "--quiet", "--package", "tfos-driver", "--example", "ledger_bench"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    run(target.join("debug/examples/ledger_bench"), rest)
 }
 
 /// Ours, PyTorch and TensorFlow in turn, on one model.

@@ -264,14 +264,16 @@ impl State {
         }
         let node: Option<NodeId> = self.options.shape.node_of(executor);
         let launched = self.launched.get(&executor);
-        self.failures.push(Failure {
+        let failure = Failure {
             node,
             executor_id: executor,
             host: member.map_or_else(|| "this host".into(), |m| m.host.clone()),
             cause,
             first_error: None,
             log: member.map(|m| m.log.clone()).or_else(|| launched.map(|l| l.1.clone())).filter(|l| !l.is_empty()),
-        });
+        };
+        out.push(Action::Lost(Box::new(failure.clone())));
+        self.failures.push(failure);
         if !matches!(self.stage, Stage::Failing { .. }) {
             self.status.stage = "failing".into();
             self.stage = Stage::Failing { since: settled, forming };

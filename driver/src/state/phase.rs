@@ -300,6 +300,8 @@ impl Phase {
             let scores = message.metrics.iter().map(|m| (m.name.clone(), m.value)).collect();
             out.push(Action::Score { step: GlobalStep(message.global_step), scores });
         }
+        let metrics = message.metrics.iter().map(|m| (m.name.clone(), m.value, m.rows)).collect();
+        out.push(Action::Reported { from, step: GlobalStep(message.global_step), metrics });
         for metric in message.metrics {
             let (step, mean) = self.metrics.entry(metric.name).or_default();
             if message.global_step > *step {

@@ -71,6 +71,18 @@ pub enum PhaseEnd {
     Returned,
 }
 
+impl fmt::Display for PhaseEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "every row of every epoch was applied",
+            Self::MaxSteps => "the global step asked for was reached",
+            Self::Terminated => "the training function ended the feed",
+            Self::Drained => "the user stopped it",
+            Self::Returned => "the training functions returned",
+        })
+    }
+}
+
 /// Mean of a metric over rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MetricMean {

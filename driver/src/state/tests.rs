@@ -253,9 +253,13 @@ fn only_what_the_evaluator_reports_in_training_scores_a_checkpoint() {
     job.start(64).take();
     let metric = proto::Metric { name: "loss".into(), value: 0.5, rows: 9 };
     let metrics = Message::Metrics(proto::Metrics { phase: 1, global_step: 7, metrics: vec![metric] });
-    assert!(job.says(1, metrics.clone()).take().is_empty(), "the chief's");
+    let actions = job.says(1, metrics.clone()).take();
+    assert!(matches!(&actions[..], [Action::Reported { from: ExecutorId(1), .. }]), "the chief's: {actions:?}");
     let actions = job.says(2, metrics).take();
-    let [Action::Score { step: GlobalStep(7), scores }] = &actions[..] else { panic!("{actions:?}") };
+    let [Action::Score { step: GlobalStep(7), scores }, Action::Reported { from, .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(*from, ExecutorId(2));
     assert_eq!(scores.get("loss"), Some(&0.5));
 }
 

@@ -45,11 +45,13 @@ pub(super) enum Command {
         #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
-    /// Query a model directory's ledger with SQL: table `steps` has a line for each range of rows of each update.
+    /// Query a model directory with SQL: tables `steps`, `samples` (which rows were in which step), `metrics`, `events`;
+    /// `SHOW TABLES` and `DESCRIBE steps` tell more.
     Sql {
         /// Model directory, any object-store URL.
         model_dir: String,
-        /// Such as 'SELECT epoch, avg(loss) FROM steps GROUP BY epoch'.
+        /// Such as 'SELECT epoch, avg(loss) FROM steps GROUP BY epoch'. Names of columns that are words of SQL go in
+        /// quotes: "partition".
         query: String,
         /// How to print: a table, or one JSON object a line.
         #[arg(long, value_enum, default_value_t = Output::Text)]

@@ -2,11 +2,15 @@
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
 
 use serde_json::json;
-use tfos_driver::ledger::audit;
+use tfos_core::rows::RowRange;
+use tfos_driver::ledger::{EpochAudit, audit};
 use tfos_driver::model_dir::ModelDir;
 
 use super::flags::Output;
 use crate::{Error, Result};
+
+/// Ranges of a kind that are shown to people; JSON has more.
+const SHOWN: usize = 20;
 
 pub(super) fn verify(model_dir: &str, output: Output) -> Result<u8> {
     super::init_logs("warn");
@@ -17,35 +21,57 @@ pub(super) fn verify(model_dir: &str, output: Output) -> Result<u8> {
     let Some(restored) = found else {
         return Err(Error::Usage(format!("`{model_dir}` has no checkpoint, so it has no lineage to verify")));
     };
-    let rows = &restored.manifest.rows;
-    let audit = runtime.block_on(audit(&dir, &restored.manifest.ledger, rows.complete_epochs, &rows.partition_rows))?;
-    let bad = audit.rows != restored.manifest.rows_total
-        || audit.epochs.iter().any(|e| !e.twice.is_empty() || !e.missing.is_empty());
+    let manifest = &restored.manifest;
+    let audit = runtime.block_on(audit(&dir, &manifest.ledger, &manifest.rows))?;
+    let ok = audit.is_clean() && audit.rows == manifest.rows_total && audit.global_step <= manifest.global_step.0;
     if output == Output::Json {
         println!(
             "{}",
-            json!({"ok": !bad, "checkpoint": restored.path, "rows_total": restored.manifest.rows_total,
-                   "audit": audit, "damaged": target.skipped.iter().map(|c| c.step.0).collect::<Vec<_>>()})
+            json!({"ok": ok, "checkpoint": restored.path, "global_step": manifest.global_step.0,
+                   "rows_total": manifest.rows_total, "audit": audit,
+                   "damaged": target.skipped.iter().map(|c| c.step.0).collect::<Vec<_>>()})
         );
-        return Ok(u8::from(bad));
+        return Ok(u8::from(!ok));
     }
-    println!("checkpoint {} (step {}), {} rows applied", restored.path, audit.global_step, audit.rows);
-    for e in &audit.epochs {
-        let state = if e.complete { "complete" } else { "in progress" };
-        println!(
-            "epoch {}: {} rows, {state}, {} ranges twice, {} missing",
-            e.epoch,
-            e.rows,
-            e.twice.len(),
-            e.missing.len()
-        );
-        for range in e.twice.iter().take(20) {
-            println!("  applied twice: {range}");
-        }
-        for range in e.missing.iter().take(20) {
-            println!("  never applied: {range}");
+    println!(
+        "checkpoint {} (step {}), {} rows applied in {} ranges, {} segments",
+        restored.path,
+        manifest.global_step,
+        audit.rows,
+        audit.leases,
+        manifest.ledger.len()
+    );
+    audit.epochs.iter().for_each(show);
+    if audit.rows != manifest.rows_total {
+        println!("the checkpoint has seen {} rows, the ledger has {}", manifest.rows_total, audit.rows);
+    }
+    if audit.global_step > manifest.global_step.0 {
+        println!("the ledger goes on to step {}, beyond the checkpoint", audit.global_step);
+    }
+    println!("{}", if ok { "each row of each finished epoch exactly once" } else { "the ledger contradicts itself" });
+    Ok(u8::from(!ok))
+}
+
+fn show(epoch: &EpochAudit) {
+    let state = if epoch.complete { "complete" } else { "in progress" };
+    let EpochAudit { twice, missing, unexpected, more, .. } = epoch;
+    println!(
+        "epoch {}: {} rows, {state}, {} ranges twice, {} missing, {} unexpected{}",
+        epoch.epoch,
+        epoch.rows,
+        twice.len(),
+        missing.len(),
+        unexpected.len(),
+        if *more > 0 { format!(", {more} more") } else { String::new() }
+    );
+    for twice in twice.iter().take(SHOWN) {
+        println!("  applied twice: {}", twice.range);
+        for update in &twice.updates {
+            let who = if update.worker == 0 { "chief:0".into() } else { format!("worker:{}", update.worker - 1) };
+            let RowRange { start, end, .. } = update.range;
+            println!("    by step {} of {who} as rows {start}..{end}, says {}", update.global_step, update.segment);
         }
     }
-    println!("{}", if bad { "the ledger contradicts itself" } else { "each row of each finished epoch exactly once" });
-    Ok(u8::from(bad))
+    missing.iter().take(SHOWN).for_each(|range| println!("  never applied: {range}"));
+    unexpected.iter().take(SHOWN).for_each(|range| println!("  applied, but not seen by the checkpoint: {range}"));
 }

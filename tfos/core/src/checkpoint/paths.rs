@@ -67,6 +67,16 @@ impl Paths {
         name.strip_prefix("start-")?.strip_suffix(".json")?.parse().ok().map(Generation)
     }
 
+    /// What happened in a generation and what its nodes reported, for `tfos sql`.
+    pub fn events(generation: Generation) -> String {
+        format!("{}/events-{:06}.parquet", Self::JOB, generation.0)
+    }
+
+    /// Generation of a file name made by [`Self::events`].
+    pub fn parse_events(name: &str) -> Option<Generation> {
+        name.strip_prefix("events-")?.strip_suffix(".parquet")?.parse().ok().map(Generation)
+    }
+
     /// Step of the checkpoint in whose folder a file lies.
     pub fn step_of(path: &str) -> Option<GlobalStep> {
         let (step, _file) = path.strip_prefix(Self::CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;
@@ -120,6 +130,7 @@ mod tests {
         assert_eq!(Paths::parse_step("tmp"), None);
         assert_eq!(Paths::parse_generation("start-000007.json"), None);
         let (step, g) = (GlobalStep(42), Generation(3));
+        assert_eq!(Paths::parse_events(Paths::events(g).rsplit('/').next().unwrap()), Some(g));
         assert_eq!(Paths::parse_start(Paths::start(g).rsplit('/').next().unwrap()), Some(g));
         assert_eq!(Paths::parse_part(&Paths::part(step, g, 1, 2)), Some((step, g)));
         assert_eq!(Paths::parse_segment(&Paths::ledger_segment(g, GlobalStep(7), step)), Some((step, g)));

@@ -1,5 +1,6 @@
 //! Canonical addresses of rows: (epoch, partition, row range), independent of who trains on them.
 
+mod coverage;
 mod lease;
 mod ranges;
 mod shuffle;
@@ -9,6 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use coverage::{Coverage, EpochFindings, coalesce};
 pub use lease::{CommitError, Grant, LeaseTable};
 pub use ranges::RangeSet;
 pub use shuffle::Shuffle;
