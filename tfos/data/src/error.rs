@@ -152,7 +152,7 @@ pub enum Damage {
     Length,
     #[error("the record data does not match its checksum")]
     Data,
-    #[error("the record length {0} does not fit into memory")]
+    #[error("a record of {0} bytes is longer than any tf.train.Example")]
     TooLong(u64),
 }
 

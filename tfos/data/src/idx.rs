@@ -29,15 +29,26 @@ pub fn files(prefix: &str) -> Result<(PathBuf, PathBuf)> {
 /// `label: Int64`.
 pub fn read(prefix: &str) -> Result<RecordBatch> {
     let (images, labels) = files(prefix)?;
-    let (dims, pixels) = values(&images, 3)?;
-    let (label_dims, label_bytes) = values(&labels, 1)?;
+    read_from((&images, open(&images)?), (&labels, open(&labels)?))
+}
+
+/// As [`read`], of two inputs at hand, which are decompressed already; the paths appear in errors. Memory grows as
+/// bytes arrive, whatever the headers say.
+pub fn read_from(images: (&Path, impl Read), labels: (&Path, impl Read)) -> Result<RecordBatch> {
+    let ((images, pixels), (labels, label_bytes)) = (images, labels);
+    let (dims, pixels) = values(images, pixels, 3)?;
+    let (label_dims, label_bytes) = values(labels, label_bytes, 1)?;
     let [count, height, width] = dims[..] else {
-        return Err(bad(&images, "three dimensions expected"));
+        return Err(bad(images, "three dimensions expected"));
     };
     if label_dims != [count] {
-        return Err(bad(&labels, format!("{} labels for {count} images", label_bytes.len())));
+        return Err(bad(labels, format!("{} labels for {count} images", label_bytes.len())));
     }
-    let size = i32::try_from(height * width).map_err(|_| bad(&images, "the images are too large"))?;
+    let size = height.checked_mul(width).and_then(|size| i32::try_from(size).ok());
+    let size = size.ok_or_else(|| bad(images, "the images are too large"))?;
+    if size == 0 {
+        return Err(bad(images, format!("images of {height} x {width} pixels")));
+    }
     let item = Arc::new(Field::new_list_field(DataType::UInt8, true));
     let image = FixedSizeListArray::try_new(item, size, Arc::new(UInt8Array::from(pixels)), None)?;
     let label = Int64Array::from_iter_values(label_bytes.into_iter().map(i64::from));
@@ -83,32 +94,37 @@ fn existing(prefix: &str, kind: &str) -> Result<PathBuf> {
     }
 }
 
-/// Dimensions and values of one file of unsigned bytes.
-fn values(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
+fn open(path: &Path) -> Result<Box<dyn Read>> {
     let file = std::fs::File::open(path).map_err(Error::io("open", path.display().to_string()))?;
-    let mut bytes = Vec::new();
-    let read = match path.extension().is_some_and(|e| e == "gz") {
-        true => MultiGzDecoder::new(file).read_to_end(&mut bytes),
-        false => std::io::BufReader::new(file).read_to_end(&mut bytes),
-    };
-    read.map_err(Error::io("read", path.display().to_string()))?;
-    let Some((head, data)) = bytes.split_at_checked(4 + 4 * dims) else {
+    Ok(match path.extension().is_some_and(|e| e == "gz") {
+        true => Box::new(MultiGzDecoder::new(file)),
+        false => Box::new(file),
+    })
+}
+
+/// Dimensions and values of one file of unsigned bytes.
+fn values(path: &Path, mut input: impl Read, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
+    let failed = || Error::io("read", path.display().to_string());
+    let mut head = Vec::new();
+    input.by_ref().take(4 + 4 * dims as u64).read_to_end(&mut head).map_err(failed())?;
+    let Some((magic, sizes)) = head.split_at_checked(4).filter(|_| head.len() == 4 + 4 * dims) else {
         return Err(bad(path, "the header is cut off"));
     };
-    let (magic, sizes) = head.split_at(4);
     if magic != [0, 0, 8, dims as u8] {
         return Err(bad(path, format!("it begins with {magic:?}, not with [0, 0, 8, {dims}]")));
     }
     let sizes: Vec<usize> = sizes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b) as usize).collect();
-    let wanted = sizes.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
-    if wanted != Some(data.len()) {
-        return Err(bad(
-            path,
-            format!("the header says {sizes:?}, but {} bytes follow; it may be truncated", data.len()),
-        ));
+    let Some(wanted) = sizes.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)) else {
+        return Err(bad(path, format!("the header says {sizes:?}, more than a file can hold")));
+    };
+    // One byte more shows that there are too many; a bomb of a gzip file is not inflated further.
+    let mut data = Vec::new();
+    input.take((wanted as u64).saturating_add(1)).read_to_end(&mut data).map_err(failed())?;
+    if wanted != data.len() {
+        let follow = if data.len() > wanted { "more".to_owned() } else { format!("{} bytes", data.len()) };
+        return Err(bad(path, format!("the header says {sizes:?}, but {follow} follow; it may be truncated")));
     }
-    bytes.drain(..4 + 4 * dims);
-    Ok((sizes, bytes))
+    Ok((sizes, data))
 }
 
 fn head(dims: &[usize]) -> Result<Vec<u8>> {
@@ -230,6 +246,23 @@ mod tests {
         write(&prefix, &images, &labels[..9]);
         assert!(read(&prefix).unwrap_err().to_string().contains("t-labels-idx1-ubyte"));
         assert!(matches!(read("/no/where"), Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        let labels = || (Path::new("l"), &[0, 0, 8, 1, 0, 0, 0, 1, 7][..]);
+        let images = |dims: [u32; 3]| [&[0, 0, 8, 3][..], &dims.map(u32::to_be_bytes).concat()].concat();
+        for (dims, words) in [
+            ([u32::MAX; 3], "more than a file can hold"),
+            ([1, u32::MAX, 1], "0 bytes follow"),
+            ([0, u32::MAX, 1], "1 labels for 0 images"),
+            ([1, 0, 9], "0 x 9 pixels"),
+        ] {
+            let error = read_from((Path::new("i"), &images(dims)[..]), labels()).unwrap_err();
+            assert!(error.to_string().contains(words), "{dims:?}: {error}");
+        }
+        let more = [images([1, 1, 2]), vec![0; 3]].concat();
+        assert!(read_from((Path::new("i"), &more[..]), labels()).unwrap_err().to_string().contains("more follow"));
     }
 
     #[test]

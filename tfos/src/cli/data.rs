@@ -1,5 +1,6 @@
 //! `tfos data`: conversion and description.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
+#![expect(clippy::print_stderr, reason = "warnings go to stderr")]
 
 use tfos_data::convert::{ConvertOptions, convert, describe};
 use tfos_data::session::Format;
@@ -63,6 +64,9 @@ async fn run_convert(flags: ConvertFlags) -> Result<u8> {
         schema: flags.schema,
     };
     let done = convert(&flags.from, from_format, &flags.to, to_format, &options).await?;
+    for warning in &done.warnings {
+        eprintln!("warning: {warning}");
+    }
     match flags.output {
         Output::Json => println!("{}", serde_json::to_string(&done).unwrap_or_default()),
         Output::Text => {

@@ -52,6 +52,8 @@ pub struct FileInfo {
 pub struct Converted {
     pub rows: u64,
     pub files: Vec<FileInfo>,
+    /// What the format could not hold as it was.
+    pub warnings: Vec<String>,
 }
 
 /// A column as people name it.

@@ -1,5 +1,6 @@
 //! Batches into files of one format, a new file whenever one has its rows.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(super) struct Writer {
     open: Option<(Sink, PathBuf, usize)>,
     done: Vec<Pending>,
     rows: u64,
+    /// Columns of float64, and how many of their values a TFRecord file could not hold.
+    rounded: BTreeMap<String, u64>,
 }
 
 enum Target {
@@ -95,7 +98,8 @@ impl Writer {
             Target::File(path)
         };
         let rows_per_file = rows_per_file.unwrap_or(usize::MAX);
-        Ok(Self { target, format, compression, schema, rows_per_file, open: None, done: Vec::new(), rows: 0 })
+        let (open, done, rows, rounded) = (None, Vec::new(), 0, BTreeMap::new());
+        Ok(Self { target, format, compression, schema, rows_per_file, open, done, rows, rounded })
     }
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -114,6 +118,7 @@ impl Writer {
             rest = rest.slice(now, rest.num_rows() - now);
             self.rows += now as u64;
             if written + now == self.rows_per_file {
+                self.note_rounded(&sink);
                 self.done.push(sink.close(&path)?);
             } else {
                 self.open = Some((sink, path, written + now));
@@ -141,11 +146,28 @@ impl Writer {
                     self.done.push(output.close(Path::new(&path))?);
                 }
             }
-            Some((sink, path, _)) => self.done.push(sink.close(&path)?),
+            Some((sink, path, _)) => {
+                self.note_rounded(&sink);
+                self.done.push(sink.close(&path)?);
+            }
             None => {}
         }
         let files = self.done.into_iter().map(Pending::publish).collect::<Result<_>>()?;
-        Ok(Converted { rows: self.rows, files })
+        let warning = |(column, values): (String, u64)| {
+            format!(
+                "column `{column}` is float64, and a TFRecord file holds float32: {values} values were rounded; CAST it \
+                 to REAL in a query, or write parquet, to be rid of this warning"
+            )
+        };
+        Ok(Converted { rows: self.rows, files, warnings: self.rounded.into_iter().map(warning).collect() })
+    }
+
+    fn note_rounded(&mut self, sink: &Sink) {
+        if let Sink::TfRecord(_, encoder) = sink {
+            for (column, values) in encoder.rounded() {
+                *self.rounded.entry(column.clone()).or_default() += values;
+            }
+        }
     }
 
     fn next_file(&self) -> Result<(Sink, PathBuf, usize)> {

@@ -1,7 +1,8 @@
 //! Frames of a TFRecord file: `u64 length, u32 masked crc of length, data, u32 masked crc of data`, little endian.
 //!
 //! A length is believed only when its checksum fits, and memory grows only as bytes arrive: a flipped bit cannot
-//! make a reader allocate gigabytes. Offsets in errors count bytes of the uncompressed stream.
+//! make a reader allocate gigabytes. A checksum is no secret, so a length that no Example can have is refused too.
+//! Offsets in errors count bytes of the uncompressed stream.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use crate::error::{Damage, Error, Result};
 const HEAD: usize = 12;
 const TAIL: usize = 4;
 const CHUNK: usize = 1 << 20;
+/// The largest message that protobuf has: a longer record is no Example.
+const LONGEST: u64 = i32::MAX as u64;
 
 /// A record and where its frame begins in the uncompressed stream.
 #[derive(Debug, Clone, Copy)]
@@ -63,9 +66,10 @@ impl FrameParser {
             return Err(Error::Corrupt { path: Arc::clone(&self.path), offset, what: Damage::Length });
         }
         let length = le64(length);
-        let Some(size) = usize::try_from(length).ok().and_then(|n| n.checked_add(HEAD + TAIL)).map(|n| n - HEAD) else {
+        if length > LONGEST {
             return Err(Error::Corrupt { path: Arc::clone(&self.path), offset, what: Damage::TooLong(length) });
-        };
+        }
+        let size = length as usize + TAIL;
         let Some(framed) = rest.get(..size) else {
             return Ok(None);
         };
@@ -183,11 +187,11 @@ impl<R: Read> FrameReader<R> {
         let Some(head) = rest.get(..HEAD) else {
             return Ok(false);
         };
-        // A length that its checksum refutes is "ready" too: the parser then says so.
-        if masked(&head[..8]) != le32(&head[8..]) {
+        // A length that its checksum refutes, or that is too long, is "ready" too: the parser then says so.
+        if masked(&head[..8]) != le32(&head[8..]) || le64(head) > LONGEST {
             return Ok(true);
         }
-        Ok(le64(&head[..8]).saturating_add((HEAD + TAIL) as u64) <= rest.len() as u64)
+        Ok(le64(head) + (HEAD + TAIL) as u64 <= rest.len() as u64)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | column | feature |
 //! |---|---|
-//! | float16 to float64 | FloatList (float64 loses precision: the format has no doubles) |
+//! | float16 to float64 | FloatList (the format has no doubles: values of float64 are rounded, and counted) |
 //! | bool, every integer | Int64List |
 //! | string, binary, their large and view forms | BytesList |
 //! | list, large list, fixed-size list of these | the same list with every value |
@@ -10,10 +10,13 @@
 //!
 //! A null is an absent feature. Other types are refused by column name.
 
+use std::collections::BTreeMap;
+
 use datafusion::arrow::array::cast::AsArray;
-use datafusion::arrow::array::types::{Float32Type, Int64Type, UInt8Type};
+use datafusion::arrow::array::types::{Float32Type, Float64Type, Int64Type, UInt8Type};
 use datafusion::arrow::array::{
-    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Int64Array, LargeListArray, ListArray, RecordBatch,
+    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Float64Array, GenericListArray, Int64Array,
+    LargeListArray, ListArray, OffsetSizeTrait, RecordBatch,
 };
 use datafusion::arrow::compute::CastOptions;
 use datafusion::arrow::compute::cast_with_options;
@@ -26,6 +29,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Default)]
 pub struct ExampleEncoder {
     writer: ExampleWriter,
+    rounded: BTreeMap<String, u64>,
 }
 
 struct Column {
@@ -34,13 +38,15 @@ struct Column {
     values: Flat,
     /// Row nulls; those of the values are refused.
     nulls: ArrayRef,
+    rounded: u64,
 }
 
 /// Which values belong to a row.
 enum Rows {
     One,
-    List(ListArray),
-    Large(LargeListArray),
+    /// With the offset of the first value that is at hand.
+    List(ListArray, i32),
+    Large(LargeListArray, i64),
     Fixed(usize),
 }
 
@@ -62,6 +68,9 @@ impl ExampleEncoder {
     pub fn encode(&mut self, batch: &RecordBatch, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let columns = batch.schema_ref().fields().iter().zip(batch.columns());
         let columns = columns.map(|(f, array)| Column::new(f.name(), array)).collect::<Result<Vec<_>>>()?;
+        for column in columns.iter().filter(|column| column.rounded > 0) {
+            *self.rounded.entry(column.name.clone()).or_default() += column.rounded;
+        }
         for row in 0..batch.num_rows() {
             for column in &columns {
                 column.write(row, &mut self.writer);
@@ -69,6 +78,13 @@ impl ExampleEncoder {
             each(self.writer.finish())?;
         }
         Ok(())
+    }
+}
+
+impl ExampleEncoder {
+    /// Columns of float64 with values that are no float32, and how many of these were rounded so far.
+    pub fn rounded(&self) -> &BTreeMap<String, u64> {
+        &self.rounded
     }
 }
 
@@ -98,8 +114,14 @@ impl Column {
     fn new(name: &str, array: &ArrayRef) -> Result<Self> {
         let target = target(name, array.data_type())?;
         let (rows, values) = match array.data_type() {
-            DataType::List(_) => (Rows::List(array.as_list().clone()), array.as_list::<i32>().values().clone()),
-            DataType::LargeList(_) => (Rows::Large(array.as_list().clone()), array.as_list::<i64>().values().clone()),
+            DataType::List(_) => {
+                let (list, first, values) = list_values::<i32>(array);
+                (Rows::List(list, first), values)
+            }
+            DataType::LargeList(_) => {
+                let (list, first, values) = list_values::<i64>(array);
+                (Rows::Large(list, first), values)
+            }
             DataType::FixedSizeList(_, n) => (Rows::Fixed(*n as usize), fixed_values(array.as_fixed_size_list())),
             _ => (Rows::One, array.clone()),
         };
@@ -110,13 +132,18 @@ impl Column {
                 instead: "replace it in the query, for example with array_remove_all or coalesce".into(),
             });
         }
+        let mut rounded = 0;
         let values = match target {
             DataType::UInt8 => Flat::Raw(values.as_primitive::<UInt8Type>().values().to_vec()),
-            DataType::Float32 => Flat::Floats(strict(&values, &target)?.as_primitive::<Float32Type>().clone()),
+            DataType::Float32 => {
+                let floats = strict(&values, &target)?.as_primitive::<Float32Type>().clone();
+                rounded = values.as_primitive_opt::<Float64Type>().map_or(0, |exact| differing(exact, &floats));
+                Flat::Floats(floats)
+            }
             DataType::Int64 => Flat::Ints(strict(&values, &target)?.as_primitive::<Int64Type>().clone()),
             _ => Flat::Bytes(strict(&values, &target)?.as_binary().clone()),
         };
-        Ok(Self { name: name.to_owned(), rows, values, nulls: array.clone() })
+        Ok(Self { name: name.to_owned(), rows, values, nulls: array.clone(), rounded })
     }
 
     fn write(&self, row: usize, to: &mut ExampleWriter) {
@@ -125,13 +152,13 @@ impl Column {
         }
         let (from, until) = match &self.rows {
             Rows::One => (row, row + 1),
-            Rows::List(list) => {
+            Rows::List(list, first) => {
                 let offsets = list.value_offsets();
-                (offsets[row] as usize, offsets[row + 1] as usize)
+                ((offsets[row] - first) as usize, (offsets[row + 1] - first) as usize)
             }
-            Rows::Large(list) => {
+            Rows::Large(list, first) => {
                 let offsets = list.value_offsets();
-                (offsets[row] as usize, offsets[row + 1] as usize)
+                ((offsets[row] - first) as usize, (offsets[row + 1] - first) as usize)
             }
             Rows::Fixed(n) => (row * n, (row + 1) * n),
         };
@@ -148,6 +175,25 @@ impl Column {
 /// An error rather than a null where a value does not fit (a uint64 above the largest int64).
 fn strict(values: &ArrayRef, target: &DataType) -> Result<ArrayRef> {
     Ok(cast_with_options(values, target, &CastOptions { safe: false, ..CastOptions::default() })?)
+}
+
+/// The list, and of its values those of its own rows: a slice's array keeps those of the rows that were cut off.
+fn list_values<O: OffsetSizeTrait>(array: &ArrayRef) -> (GenericListArray<O>, O, ArrayRef) {
+    let list = array.as_list::<O>().clone();
+    let bounds = list.value_offsets().first().copied().zip(list.value_offsets().last().copied());
+    let (first, last) = bounds.unwrap_or_default();
+    let values = list.values().slice(first.as_usize(), (last - first).as_usize());
+    (list, first, values)
+}
+
+/// How many values are no longer what they were.
+fn differing(exact: &Float64Array, floats: &Float32Array) -> u64 {
+    let pairs = exact.iter().zip(floats.iter());
+    let differs = |pair: &(Option<f64>, Option<f32>)| match *pair {
+        (Some(exact), Some(float)) => f64::from(float) != exact && !exact.is_nan(),
+        _ => false,
+    };
+    pairs.filter(differs).count() as u64
 }
 
 /// The values of the rows of `array`: a slice's array keeps those of the rows that were cut off.

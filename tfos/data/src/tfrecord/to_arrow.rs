@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 
 /// A batch is handed over when it holds this many bytes, even if it has fewer rows than wanted.
 const BATCH_BYTES: usize = 32 << 20;
+/// Sizes are added up after so many rows or so many bytes, because that costs more than appending a small row.
+const LOOK_ROWS: usize = 64;
+const LOOK_BYTES: usize = 1 << 20;
 
 /// Collects records into batches of one schema.
 #[derive(Debug)]
@@ -31,6 +34,11 @@ pub struct BatchDecoder {
     record: u64,
     rows: usize,
     batch_rows: usize,
+    /// Bytes of a row without any feature: fixed-size lists are filled up.
+    least_row: usize,
+    /// About how many bytes came since sizes were added up.
+    since: usize,
+    full: bool,
 }
 
 impl BatchDecoder {
@@ -45,6 +53,9 @@ impl BatchDecoder {
             record: 0,
             rows: 0,
             batch_rows: batch_rows.max(1),
+            least_row: columns.iter().map(Column::least).sum(),
+            since: 0,
+            full: false,
             schema,
             path,
             columns,
@@ -60,13 +71,17 @@ impl BatchDecoder {
             reason: *reason,
         })?;
         self.rows += 1;
+        self.since = self.since.saturating_add(record.data.len().max(self.least_row));
+        if self.rows.is_multiple_of(LOOK_ROWS) || self.since >= LOOK_BYTES {
+            self.since = 0;
+            self.full = self.bytes() >= BATCH_BYTES;
+        }
         Ok(())
     }
 
     /// Is the batch to be taken with [`Self::finish`] now?
     pub fn is_full(&self) -> bool {
-        // Sizes are looked at seldom: adding them up costs more than appending a small row.
-        self.rows >= self.batch_rows || (self.rows.is_multiple_of(64) && self.bytes() >= BATCH_BYTES)
+        self.full || self.rows >= self.batch_rows
     }
 
     /// The rows so far as a batch, `None` if there are none.
@@ -74,6 +89,7 @@ impl BatchDecoder {
         if self.rows == 0 {
             return Ok(None);
         }
+        (self.since, self.full) = (0, false);
         let columns = self.columns.iter_mut().map(Column::finish).collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))

@@ -114,6 +114,14 @@ impl Column {
         self.values.bytes()
     }
 
+    /// Bytes that a row without this feature takes.
+    pub(crate) fn least(&self) -> usize {
+        match &self.shape {
+            Shape::Fixed(_, n) => n.saturating_mul(self.values.data_type().primitive_width().unwrap_or(8)),
+            _ => 0,
+        }
+    }
+
     /// The column as an array; a new one begins.
     pub(crate) fn finish(&mut self) -> Result<ArrayRef> {
         let nulls = self.nulls.finish();

@@ -2,6 +2,7 @@
 
 mod damage;
 mod sql;
+mod types;
 
 use std::fs::File;
 use std::io::Write;
