@@ -6,6 +6,7 @@ mod bad_data;
 mod bad_input;
 mod cli;
 mod failure;
+mod feeding;
 mod gpu;
 mod inspect;
 mod interrupt;

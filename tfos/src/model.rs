@@ -36,6 +36,12 @@ pub trait Model: Sized {
     /// Rows per step of each worker.
     fn batch_size(&self) -> usize;
 
+    /// Whether training leaves out what is left of an epoch when it is fewer rows than a batch; see
+    /// [`DataFeed::drop_last`](crate::DataFeed::drop_last). Not by default.
+    fn drop_last(&self) -> bool {
+        false
+    }
+
     /// Loss of a batch: a scalar, the mean over its rows.
     fn loss(&self, batch: &Batch) -> Result<Tensor, Error>;
 
@@ -59,6 +65,7 @@ pub fn run_model<M: Model>(context: &mut NodeContext) -> Result<(), Error> {
     let mut feed = context.data_feed()?;
     match context.kind() {
         PhaseKind::Train => {
+            feed = feed.drop_last(model.drop_last());
             while let Some(batch) = feed.next_batch(model.batch_size())? {
                 let loss = model.loss(&batch)?;
                 context.step(&loss)?;

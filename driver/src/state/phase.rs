@@ -48,6 +48,7 @@ pub(super) struct Phase {
     pub(super) rows: u64,
     loss: Option<f64>,
     dropped: u64,
+    passed_over: u64,
     largest_staleness: u64,
     pub(super) commits: Vec<CommitRecord>,
     pub(super) next_snapshot: u64,
@@ -90,6 +91,7 @@ impl Phase {
             rows: 0,
             loss: None,
             dropped: 0,
+            passed_over: 0,
             largest_staleness: 0,
             commits: vec![],
             next_snapshot: 1,
@@ -244,9 +246,13 @@ impl Phase {
             }
             self.step = self.step.max(GlobalStep(commit.global_step));
             self.largest_staleness = self.largest_staleness.max(commit.staleness);
-            self.rows += ranges.iter().map(RowRange::rows).sum::<u64>();
+            let rows = ranges.iter().map(RowRange::rows).sum::<u64>();
+            self.rows += rows;
             if commit.loss.is_finite() {
                 self.loss = Some(self.loss.map_or(commit.loss, |l| 0.95 * l + 0.05 * commit.loss));
+            } else {
+                // An update with such a loss is refused where it is computed: these rows had none.
+                self.passed_over += rows;
             }
             if self.spec.kind == PhaseKind::Train {
                 let proto::Commit { global_step, worker, loss, .. } = commit;
@@ -370,6 +376,7 @@ impl Phase {
             results: self.results.clone(),
             staged: self.staged.clone(),
             dropped: self.dropped,
+            passed_over: self.passed_over,
             largest_staleness: self.largest_staleness,
         })
     }

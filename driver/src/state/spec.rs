@@ -120,6 +120,8 @@ pub struct PhaseOutcome {
     pub results: Vec<proto::Result>,
     /// Gradients dropped as stale.
     pub dropped: u64,
+    /// Rows that no update was computed from.
+    pub passed_over: u64,
     /// The most own steps that a trainer began a step ahead of the slowest; 0 in synchronous training.
     pub largest_staleness: u64,
 }

@@ -44,6 +44,7 @@ pub struct DataFeed {
     pub(crate) phase: u32,
     pub(crate) trainer: u32,
     pub(crate) inference: bool,
+    pub(crate) drop_last: bool,
     pub(crate) queue: Arc<Queue>,
     pub(crate) outstanding: Arc<Mutex<Outstanding>>,
     pub(crate) outgoing: Outgoing,
@@ -58,8 +59,16 @@ impl fmt::Debug for DataFeed {
 }
 
 impl DataFeed {
-    /// Up to `n` rows of one epoch; fewer only at the end of an epoch or of the data. `None` when the feed has
-    /// ended: every row of every epoch is applied, or the job stops.
+    /// With `true`, every batch has exactly as many rows as were asked for. Rows that are left over where an epoch ends,
+    /// or where this node gets no more for now, fewer than a batch, count as passed over: once, so that the epoch
+    /// completes, and in the summary's `rows_passed_over`.
+    pub fn drop_last(mut self, drop_last: bool) -> Self {
+        self.drop_last = drop_last;
+        self
+    }
+
+    /// Up to `n` rows of one epoch; fewer only at the end of an epoch or of the data, and never with
+    /// [`Self::drop_last`]. `None` when the feed has ended: every row of every epoch is applied, or the job stops.
     ///
     /// The rows of the batch count as seen when [`step`](crate::NodeContext::step) applies the gradient that
     /// was computed from them, or, if that never happens, when the next batch is asked for.
@@ -70,11 +79,20 @@ impl DataFeed {
                 try_this: "ask for 1 or more".into(),
             });
         }
+        if self.drop_last && self.inference {
+            return Err(Error::Usage {
+                what: "inference has a result for each row, and drop_last leaves rows out".into(),
+                try_this: "leave drop_last out in inference".into(),
+            });
+        }
         self.settle()?;
         let begin = Instant::now();
         let mut idle = false;
         let batch = loop {
             match self.queue.pop(n, PATIENCE)? {
+                Pop::Batch(batch) if self.drop_last && batch.rows() < n => {
+                    self.pass_over(batch.ranges(), batch.rows() as u64);
+                }
                 Pop::Batch(batch) => break Some(batch),
                 Pop::End => break None,
                 Pop::Pending { starved } => {
@@ -121,18 +139,24 @@ impl DataFeed {
             return Err(Error::ResultCount { column: "every column".into(), results: 0, rows: out.rows as usize });
         }
         let taken = std::mem::take(&mut *out);
+        drop(out);
+        self.pass_over(&taken.ranges, taken.rows);
+        Ok(())
+    }
+
+    /// No update is computed from these rows, and their epoch is complete without one.
+    fn pass_over(&self, rows: &[RowRange], count: u64) {
         let mut ranges = vec![];
-        encode_ranges(&taken.ranges, &mut ranges);
+        encode_ranges(rows, &mut ranges);
         let commit = Commit {
             global_step: self.counters.step(),
             worker: self.trainer,
-            rows: taken.rows,
+            rows: count,
             loss: f64::NAN,
             ranges: ranges.into(),
             staleness: 0,
         };
-        self.counters.add_rows(taken.rows);
+        self.counters.add_rows(count);
         self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits: vec![commit] }));
-        Ok(())
     }
 }

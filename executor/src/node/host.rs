@@ -121,6 +121,7 @@ impl NodeHost {
                 phase,
                 trainer: options.trainer,
                 inference: kind == PhaseKind::Inference,
+                drop_last: false,
                 queue: Arc::clone(&shared),
                 outstanding: Arc::default(),
                 outgoing: outgoing.clone(),

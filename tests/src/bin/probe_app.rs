@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tfos::application::Stop;
 use tfos::data::SessionContext;
@@ -33,7 +34,11 @@ const MODES: [(&str, &str); 18] = [
     ("never-steps", "reads the feed to its end and never steps"),
     ("no-train-with", "reads the feed to its end without ever naming a model"),
     ("listener", "checks that the reserved port is held and handed over once"),
-    ("linear", "trains y = 2 x + 1, then reports w and b; stands still at gate=FILE before step gate-at=N"),
+    (
+        "linear",
+        "trains y = 2 x + 1, with drop-last=1 on whole batches only, then reports w and b; stands still at gate=FILE before \
+         step gate-at=N; the chief computes for compute-secs=N in its second step",
+    ),
     (
         "ordered",
         "trains on rows shuffled in blocks of block=N by seed=N, and prints the address and x of each; gates as linear",
@@ -319,17 +324,31 @@ fn listener(context: &mut NodeContext) -> Result<(), NodeError> {
     Ok(())
 }
 
+/// Keeps libtorch busy on every core, and this thread inside of it.
+fn compute(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        let matrix = Tensor::rand([512, 512], (Kind::Float, Device::Cpu));
+        std::hint::black_box(matrix.matmul(&matrix).sum(Kind::Float).double_value(&[]));
+    }
+}
+
 fn linear(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError> {
     let line = nn::linear(context.variables() / "line", 1, 1, Default::default());
     context.train_with(Optimizer::sgd(0.3))?;
-    let mut feed = context.data_feed()?;
+    let drop_last = args.number("drop-last", 0) == 1 && context.kind() == PhaseKind::Train;
+    let mut feed = context.data_feed()?.drop_last(drop_last);
     let mut batches = 0;
     while let Some(batch) = feed.next_batch(10)? {
         if context.kind() == PhaseKind::Evaluate {
             continue;
         }
+        ensure(!drop_last || batch.rows() == 10, format!("a batch of {} rows with drop_last", batch.rows()))?;
         batches += 1;
         args.pass_gate(context, batches)?;
+        if batches == 2 && context.worker_num() == 0 {
+            compute(Duration::from_secs(args.number("compute-secs", 0)));
+        }
         let x = batch.tensor("x")?.to_kind(Kind::Float).unsqueeze(1);
         let y = batch.tensor("y")?.to_kind(Kind::Float).unsqueeze(1);
         let loss = (line.forward(&x) - y).square().mean(Kind::Float);

@@ -111,6 +111,7 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
                 "loss": train.loss,
                 "metrics": metrics,
                 "dropped_gradients": train.dropped,
+                "rows_passed_over": train.passed_over,
                 "largest_staleness": train.largest_staleness,
                 "already_done": train.already_done,
                 "inference_rows": ended.and_then(|e| e.report.inference_rows),

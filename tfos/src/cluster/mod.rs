@@ -43,6 +43,9 @@ pub struct TrainOutcome {
     pub already_done: bool,
     /// Gradients dropped as stale; their rows were trained on again.
     pub dropped: u64,
+    /// Rows that count as seen and that no update was computed from: those that
+    /// [`drop_last`](crate::DataFeed::drop_last) left over, and batches without a step.
+    pub passed_over: u64,
     /// The most steps of its own that a training node began one ahead of the slowest; 0 in synchronous training.
     pub largest_staleness: u64,
     /// Wall-clock seconds of training.
@@ -205,6 +208,7 @@ impl Cluster {
             loss: outcome.loss,
             already_done: false,
             dropped: outcome.dropped,
+            passed_over: outcome.passed_over,
             largest_staleness: outcome.largest_staleness,
             seconds: begun.elapsed().as_secs_f64(),
             first_step_seconds: self.progress.first_step().map(|at| at.duration_since(self.begun).as_secs_f64()),

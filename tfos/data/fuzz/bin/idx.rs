@@ -1,9 +1,9 @@
 //! libFuzzer on pairs of idx files.
 #![no_main]
 
-use tfos_fuzz::{Meter, targets};
+use tfos_fuzz::{Meter, seeds, targets};
 
 #[global_allocator]
 static METER: Meter = Meter;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::metered(targets::idx, data));
+libfuzzer_sys::fuzz_target!(init: seeds::write("idx"), |data: &[u8]| targets::metered(targets::idx, data));

@@ -16,6 +16,15 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
     }
 }
 
+/// Writes the seeds of a target into the folder that `FUZZ_SEEDS` names, where libFuzzer then finds them.
+pub fn write(target: &str) {
+    let Some(folder) = std::env::var_os("FUZZ_SEEDS").map(std::path::PathBuf::from) else { return };
+    for (number, seed) in of(target).into_iter().enumerate() {
+        let written = std::fs::write(folder.join(format!("seed-{number}")), seed);
+        assert!(written.is_ok(), "{}: {written:?}", folder.display());
+    }
+}
+
 fn records() -> Vec<Vec<u8>> {
     let mut writer = ExampleWriter::default();
     let mut all = vec![];

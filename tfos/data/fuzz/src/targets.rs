@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flate2::read::MultiGzDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
@@ -101,7 +101,8 @@ pub fn tfrecord(data: &[u8]) {
     assert_eq!(whole.whole, pieces.whole, "pieces of a file are another file");
     // An error of decompression comes before the records of the same piece.
     assert!(pieces.records.starts_with(&whole.records), "pieces of a file have other records");
-    for (offset, data) in &whole.records {
+    // Records are the other target's; a few show that what comes out of a file goes in there.
+    for (offset, data) in whole.records.iter().take(2) {
         decode(Record { offset: *offset, data });
     }
 }
@@ -165,19 +166,18 @@ pub fn example(data: &[u8]) {
 
 /// Decodes a record by a schema that may not be its own, with a row before and one after that have none of its values.
 fn decode(record: Record<'_>) {
-    let Ok(schema) = parse_schema(SCHEMA) else { return assert!(parse_schema(SCHEMA).is_ok()) };
+    static PARSED: OnceLock<Option<SchemaRef>> = OnceLock::new();
+    let schema = PARSED.get_or_init(|| parse_schema(SCHEMA).ok()).as_ref();
+    let Some(schema) = schema else { return assert!(schema.is_some(), "{SCHEMA}") };
     let empty = Record { offset: 0, data: &[] };
-    match batch(&schema, [empty, record, empty]) {
+    match batch(schema, [empty, record, empty]) {
         Some(Ok(rows)) => assert_eq!(rows.num_rows(), 3),
         Some(Err(error)) => assert!(error.is_user() && error.to_string().contains("hostile"), "{error}"),
         None => {}
     }
 }
 
-fn batch<'a>(
-    schema: &SchemaRef,
-    records: impl IntoIterator<Item = Record<'a>>,
-) -> Option<Result<RecordBatch, Error>> {
+fn batch<'a>(schema: &SchemaRef, records: impl IntoIterator<Item = Record<'a>>) -> Option<Result<RecordBatch, Error>> {
     let mut decoder = BatchDecoder::new(Arc::clone(schema), 1000, "hostile.tfrecord".into()).ok()?;
     for record in records {
         if let Err(error) = decoder.push(record) {
