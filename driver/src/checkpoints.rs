@@ -48,10 +48,8 @@ impl ModelDir {
     /// Every checkpoint, oldest first. Only manifests are read.
     pub async fn list_checkpoints(&self) -> Result<Vec<Listed>, Error> {
         let mut listed = vec![];
-        for (step, exists) in self.folders().await? {
-            if exists {
-                listed.push(self.checkpoint(step).await?);
-            }
+        for step in self.steps().await? {
+            listed.push(self.checkpoint(step).await?);
         }
         let oldest = listed.iter().filter_map(|c| c.manifest.as_ref().ok()).map(|m| m.generation).min();
         let starts = self.starts(oldest.unwrap_or_default()).await?;

@@ -72,6 +72,8 @@ impl Committer {
             rows_total: cut.rows_total,
             ledger: self.ledger.clone(),
         };
+        // A listing shows the new manifest sooner or later; until then this does.
+        warn(self.dir.note_newest(self.generation, [cut.step, self.last_step]).await);
         if self.dir.commit(&manifest, self.written.contains(&cut.step), self.resumed).await? {
             self.written.insert(cut.step);
             tracing::info!("checkpoint at step {} with {} rows", cut.step, cut.rows_total);

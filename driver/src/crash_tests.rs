@@ -293,8 +293,9 @@ async fn whatever_request_of_a_checkpoint_fails_the_old_or_the_new_one_is_whole(
         fired
     })
     .await;
-    // Part, segment, claims, manifest, claims, checkpoints, and the manifest, folder and part of the one that goes.
-    assert_eq!(requests, 9);
+    // Part, segment, the note of it, claims, the next claim, manifest, claims, the next claim, checkpoints, and the
+    // manifest, folder and part of the one that goes.
+    assert_eq!(requests, 12);
     assert!(kept_old >= 4 && kept_new >= 4 && garbage > 0, "{kept_old} {kept_new} {garbage}");
 }
 

@@ -3,6 +3,7 @@
 
 pub mod checkpoints;
 mod commit;
+mod create;
 pub mod error;
 pub mod event;
 mod journal;
@@ -13,6 +14,7 @@ pub mod run;
 mod server;
 pub mod state;
 pub mod status;
+mod unlisted;
 
 pub use error::Error;
 pub use run::{Driver, DriverOptions};

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tfos_core::checkpoint::{
-    Base, Candidate, Manifest, Part, Paths, Retention, Scores, Start, Starts, Target, compute_deletions, compute_target,
+    Base, Candidate, Manifest, Part, Paths, Retention, Scores, Start, Target, compute_deletions, compute_target,
 };
 use tfos_core::ids::{Generation, GlobalStep};
 use url::Url;
@@ -97,13 +97,13 @@ impl ModelDir {
 
     /// Claims the next generation by creating its file, which exactly one driver can do.
     pub async fn claim_generation(&self, description: &str) -> Result<Generation, Error> {
+        let mut next = self.newest_generation().await?;
         loop {
-            let next = Generation(self.newest_generation().await?.0 + 1);
-            let payload = PutPayload::from(description.to_owned());
-            let options = PutOptions::from(PutMode::Create);
-            match self.store.put_opts(&self.path(&Paths::generation(next)), payload, options).await {
-                Ok(_) => return Ok(next),
-                Err(object_store::Error::AlreadyExists { .. }) => continue,
+            next.0 += 1;
+            match self.create(&Paths::generation(next), description.to_owned().into()).await {
+                Ok(()) => return Ok(next),
+                // Of another driver; or of a request of this one whose answer was lost, and then it is nobody's.
+                Err(object_store::Error::AlreadyExists { .. }) => {}
                 Err(e) => return Err(self.error("the generation cannot be claimed", e)),
             }
         }
@@ -116,26 +116,12 @@ impl ModelDir {
         let start = Start { restored: restored.map(|r| base(&r.manifest)) };
         let path = Paths::start(generation);
         let json = serde_json::to_vec(&start).map_err(|e| self.encoding(&path, e))?;
-        let put = self.store.put_opts(&self.path(&path), json.into(), PutOptions::from(PutMode::Create)).await;
-        match put {
-            // A request that the store client sent twice finds its own work: only this driver has the generation.
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+        match self.create(&path, json.into()).await {
+            // A request that was sent twice finds its own work: only this driver has the generation.
+            Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(e) => return Err(self.error(format!("`{path}` cannot be written"), e)),
         }
         self.check_newest(generation).await
-    }
-
-    /// What the generations started from, those that matter to manifests of `oldest` and later.
-    pub(crate) async fn starts(&self, oldest: Generation) -> Result<Starts, Error> {
-        let mut starts = Starts::default();
-        for name in self.names(Paths::JOB).await? {
-            let Some(generation) = Paths::parse_start(&name).filter(|g| *g > oldest) else { continue };
-            let path = Paths::start(generation);
-            let bytes = self.read(&path).await?.unwrap_or_default();
-            let start: Start = serde_json::from_slice(&bytes).map_err(|e| self.encoding(&path, e))?;
-            starts.0.insert(generation, start);
-        }
-        Ok(starts)
     }
 
     /// A small file; `None` when it is not there.
@@ -161,11 +147,6 @@ impl ModelDir {
         Ok(())
     }
 
-    pub(crate) async fn newest_generation(&self) -> Result<Generation, Error> {
-        let names = self.names(Paths::JOB).await?;
-        Ok(names.iter().filter_map(|n| Paths::parse_generation(n)).max().unwrap_or_default())
-    }
-
     /// Last segments of everything directly below a folder.
     pub(crate) async fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
         let listing = self.store.list_with_delimiter(Some(&self.path(folder))).await;
@@ -177,7 +158,7 @@ impl ModelDir {
     /// Every manifest that is there, oldest first, or why it cannot be read.
     pub(crate) async fn manifests(&self) -> Result<Vec<(GlobalStep, Result<Manifest, String>)>, Error> {
         let mut found = vec![];
-        for (step, _) in self.folders().await?.into_iter().filter(|(_, exists)| *exists) {
+        for step in self.steps().await? {
             let path = Paths::manifest(step);
             // Deleted since it was listed: by the retention of another driver.
             let Some(bytes) = self.read(&path).await? else { continue };
@@ -259,13 +240,11 @@ impl ModelDir {
         self.check_newest(manifest.generation).await?;
         let path = Paths::manifest(manifest.global_step);
         let json = serde_json::to_vec_pretty(manifest).map_err(|e| self.encoding(&path, e))?;
-        let put = |mode| {
-            let payload = PutPayload::from(json.clone());
-            async { self.store.put_opts(&self.path(&path), payload, PutOptions::from(mode)).await }
-        };
+        let json = bytes::Bytes::from(json);
+        let replace = async || self.store.put(&self.path(&path), PutPayload::from(json.clone())).await.map(drop);
         let failed = |e| self.error(format!("`{path}` cannot be written"), e);
-        match put(if again { PutMode::Overwrite } else { PutMode::Create }).await {
-            Ok(_) => {}
+        match if again { replace().await } else { self.create(&path, json.clone()).await } {
+            Ok(()) => {}
             Err(object_store::Error::AlreadyExists { .. }) if resumed == Some(manifest.global_step) => {
                 return Ok(false);
             }
@@ -274,8 +253,8 @@ impl ModelDir {
                 let theirs = Manifest::parse(&path, &there).map(|m| m.generation);
                 // Our steps are beyond what we started from, so an older generation's manifest there is void (CKP-3).
                 if theirs.is_ok_and(|theirs| theirs < manifest.generation) {
-                    put(PutMode::Overwrite).await.map_err(failed)?;
-                } else if *there != *json {
+                    replace().await.map_err(failed)?;
+                } else if there != json {
                     return Err(self.error(format!("another driver wrote `{path}` meanwhile"), e));
                 }
                 // The same bytes: a request that the store client sent twice finds its own work.

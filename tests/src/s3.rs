@@ -1,11 +1,11 @@
 //! A real S3 server over a folder of the test's own, on a port that the kernel chose.
 #![expect(clippy::expect_used, reason = "the harness of tests ends a test by a panic")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::server::{Server, Store, tool};
-use crate::{Lab, Submit, wait};
+use crate::{Lab, Proxy, Submit, wait};
 
 /// The only bucket.
 const BUCKET: &str = "tfos";
@@ -34,6 +34,18 @@ impl S3 {
             listening(server.0.id())
         });
         Some(Self { endpoint: format!("http://127.0.0.1:{port}"), _server: server })
+    }
+
+    /// A proxy in front of it, which commands from now on are told of instead.
+    pub fn behind_proxy(&mut self) -> Proxy {
+        let proxy = Proxy::start(self.endpoint.trim_start_matches("http://"));
+        self.endpoint = proxy.endpoint();
+        proxy
+    }
+
+    /// The folder in which the server keeps a path.
+    pub fn folder(lab: &Lab, path: &str) -> PathBuf {
+        lab.path("s3").join(BUCKET).join(path)
     }
 }
 

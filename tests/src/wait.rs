@@ -29,6 +29,11 @@ pub fn until<T>(what: &str, limit: Duration, condition: impl FnMut() -> Option<T
     }
 }
 
+/// Takes a while, for a server that has to be slow. A test itself waits for a condition.
+pub(crate) fn pace(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Seconds, shorter.
 pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)

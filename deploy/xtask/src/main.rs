@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 cargo xtask check                        format, tidy, control plane without libtorch, clippy, documentation
 cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
+cargo xtask kills [--kills N] [--seed S] whoever is killed at whatever moment, N times [1000]: each row exactly once
 cargo xtask fmt                          format everything
 cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead, ledger
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["check"] => run(root().join(".ci/run"), CHECKS),
         ["test", rest @ ..] => run(root().join("deploy/test"), rest),
+        ["kills", rest @ ..] => kills(rest),
         ["fmt"] => run("cargo", ["fmt", "--all"]),
         ["bench", "peers", rest @ ..] => peers(rest),
         ["bench", name, rest @ ..] if BENCHES.contains(name) => bench(name, rest),
@@ -86,6 +88,22 @@ fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator
         }
         Err(e) => Err(Failure { message: format!("{name} does not start: {e}"), code: 1 }),
     }
+}
+
+/// The test with kills at random moments, longer than in CI.
+fn kills(rest: &[&str]) -> Done {
+    let (mut number, mut seed, mut words) = ("1000", None, rest.iter());
+    while let Some(word) = words.next() {
+        match (*word, words.next()) {
+            ("--kills", Some(n)) if n.parse::<u64>().is_ok() => number = n,
+            ("--seed", Some(s)) if s.parse::<u64>().is_ok() => seed = Some(*s),
+            _ => return usage(&format!("kills: `{word}` is not --kills N or --seed S")),
+        }
+    }
+    run(root().join("deploy/setup"), [""; 0])?;
+    let settings = [format!("TFOS_KILLS={number}")].into_iter().chain(seed.map(|s| format!("TFOS_KILLS_SEED={s}")));
+    let test = ["cargo", "test", "--package", "tfos-tests", "--test", "e2e", "kills", "--", "--nocapture"];
+    run("env", settings.chain(test.map(str::to_owned)))
 }
 
 fn bench(name: &str, rest: &[&str]) -> Done {

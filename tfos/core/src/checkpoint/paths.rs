@@ -67,6 +67,16 @@ impl Paths {
         name.strip_prefix("start-")?.strip_suffix(".json")?.parse().ok().map(Generation)
     }
 
+    /// Which checkpoint of its own a generation has committed last: a listing may not have it yet.
+    pub fn newest(generation: Generation) -> String {
+        format!("{}/newest-{:06}.json", Self::JOB, generation.0)
+    }
+
+    /// Generation of a file name made by [`Self::newest`].
+    pub fn parse_newest(name: &str) -> Option<Generation> {
+        name.strip_prefix("newest-")?.strip_suffix(".json")?.parse().ok().map(Generation)
+    }
+
     /// What happened in a generation and what its nodes reported, for `tfos sql`.
     pub fn events(generation: Generation) -> String {
         format!("{}/events-{:06}.parquet", Self::JOB, generation.0)
@@ -130,6 +140,7 @@ mod tests {
         assert_eq!(Paths::parse_step("tmp"), None);
         assert_eq!(Paths::parse_generation("start-000007.json"), None);
         let (step, g) = (GlobalStep(42), Generation(3));
+        assert_eq!(Paths::parse_newest(Paths::newest(g).rsplit('/').next().unwrap()), Some(g));
         assert_eq!(Paths::parse_events(Paths::events(g).rsplit('/').next().unwrap()), Some(g));
         assert_eq!(Paths::parse_start(Paths::start(g).rsplit('/').next().unwrap()), Some(g));
         assert_eq!(Paths::parse_part(&Paths::part(step, g, 1, 2)), Some((step, g)));

@@ -9,6 +9,7 @@ mod fault;
 mod hdfs;
 mod list;
 mod remote;
+mod watch;
 
 use std::path::{Component, PathBuf};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, Result, Retr
 use url::Url;
 
 use super::root;
+use super::watch::Watching;
 
 /// A builder with the address and with each variable of the environment that it knows.
 macro_rules! built {
@@ -23,6 +24,7 @@ macro_rules! built {
                     Err(_) => builder,
                 })
                 .with_retry($retries)
+                .with_http_connector(Watching::of(root($url)))
                 .build()?,
         ) as Arc<dyn ObjectStore>
     };
@@ -41,6 +43,7 @@ pub(super) fn open(url: &Url, retries: RetryConfig) -> Result<Option<(Arc<dyn Ob
         ObjectStoreScheme::MicrosoftAzure => built!(MicrosoftAzureBuilder, url, retries),
         ObjectStoreScheme::Http => {
             let builder = HttpBuilder::new().with_url(root(url)).with_retry(retries);
+            let builder = builder.with_http_connector(Watching::of(root(url)));
             Arc::new(builder.with_config(ClientConfigKey::AllowHttp, "true").build()?)
         }
         _ => return Ok(None),
