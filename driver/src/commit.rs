@@ -50,11 +50,12 @@ impl Committer {
     }
 
     /// Commits one cut; gives the path of its manifest.
-    pub(crate) async fn commit(&mut self, cut: CheckpointCut) -> Result<String, Error> {
+    pub(crate) async fn commit(&mut self, cut: &CheckpointCut) -> Result<String, Error> {
+        // Of this lineage only once the manifest is there: the rows of a commit that failed are in the next one's segment.
+        let mut ledger = self.ledger.clone();
         if !cut.commits.is_empty() {
             let after = self.last_step.min(cut.step);
-            let segment = ledger::write_segment(&self.dir, self.generation, after, cut.step, &cut.commits).await?;
-            self.ledger.push(segment);
+            ledger.push(ledger::write_segment(&self.dir, self.generation, after, cut.step, &cut.commits).await?);
         }
         let json = |text: &str| serde_json::from_str(text).unwrap_or(serde_json::Value::Null);
         let manifest = Manifest {
@@ -66,11 +67,11 @@ impl Committer {
             layout: json(&cut.layout),
             optimizer: json(&cut.optimizer),
             optimizer_step: cut.optimizer_step,
-            parts: cut.parts,
-            input_fingerprint: cut.input_fingerprint,
-            rows: cut.rows,
+            parts: cut.parts.clone(),
+            input_fingerprint: cut.input_fingerprint.clone(),
+            rows: cut.rows.clone(),
             rows_total: cut.rows_total,
-            ledger: self.ledger.clone(),
+            ledger,
         };
         // A listing shows the new manifest sooner or later; until then this does.
         warn(self.dir.note_newest(self.generation, [cut.step, self.last_step]).await);
@@ -79,6 +80,7 @@ impl Committer {
             tracing::info!("checkpoint at step {} with {} rows", cut.step, cut.rows_total);
         }
         self.last_step = cut.step;
+        self.ledger.clone_from(&manifest.ledger);
         let path = Paths::manifest(cut.step);
         self.stored.send_replace(Some(Arc::new(Stored { path: path.clone(), manifest })));
         warn(self.retain().await);

@@ -179,7 +179,7 @@ impl Run {
             commits: (after + 1..=step.0).map(commit).collect(),
             input_fingerprint: "f".into(),
         };
-        self.committer.commit(cut).await?;
+        self.committer.commit(&cut).await?;
         self.step = step.0;
         Ok(self.step)
     }

@@ -57,6 +57,17 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Training could have gone on, but nothing of it would have been kept.
+    #[error(
+        "{failures} checkpoints in a row could not be written: {reason}; the job stops rather than lose more \
+         (--checkpoint-failure-limit)"
+    )]
+    Checkpoints {
+        /// How many.
+        failures: u32,
+        /// Why the last one could not.
+        reason: String,
+    },
     /// The checkpoint belongs to something else.
     #[error("the checkpoint `{path}` cannot be resumed from: {why}")]
     Foreign {
@@ -81,4 +92,18 @@ pub enum Error {
     /// The loop is gone, which happens only after another error was reported.
     #[error("the driver has stopped")]
     Stopped,
+}
+
+impl Error {
+    /// Whether trying again is of no use: somebody else has the model directory.
+    pub(crate) fn is_final(&self) -> bool {
+        use object_store::Error as Store;
+        match self {
+            Error::Fenced { .. } => true,
+            Error::ModelDir { source, .. } => {
+                matches!(source.downcast_ref::<Store>(), Some(Store::AlreadyExists { .. }))
+            }
+            _ => false,
+        }
+    }
 }

@@ -4,7 +4,7 @@ use tfos_core::checkpoint::{Manifest, Part, Scores};
 use tfos_core::cluster::{ClusterSpec, Refusal, Reservation};
 use tfos_core::failure::{Cause, Failure};
 use tfos_core::ids::{ExecutorId, GlobalStep};
-use tfos_core::proto::{from_driver, from_executor};
+use tfos_core::proto::{RescueReport, from_driver, from_executor};
 use tfos_core::rows::CommittedRows;
 
 use crate::state::{PhaseOutcome, PhaseSpec};
@@ -71,8 +71,19 @@ pub enum Event {
     },
     /// A checkpoint could not be committed.
     CheckpointFailed {
-        /// Why, for the log.
+        /// Why, for people.
         reason: String,
+        /// Nothing will change that: another driver has the model directory.
+        is_final: bool,
+        /// What it was; its rows belong to the next one.
+        cut: Box<CheckpointCut>,
+    },
+    /// What a dead executor left behind is writing its snapshot, or has done so.
+    Rescue {
+        /// Under which it is answered.
+        ticket: u64,
+        /// What it says.
+        report: RescueReport,
     },
     /// Somebody who called himself an executor was turned away.
     Rejected {
@@ -161,6 +172,20 @@ pub enum Action {
     },
     /// Write ledger segment and manifest, then delete old checkpoints.
     CommitCheckpoint(Box<CheckpointCut>),
+    /// No checkpoint could be written, and the user's limit is reached, or it will never be possible.
+    CheckpointsFail {
+        /// How many in a row.
+        failures: u32,
+        /// Why the last one failed.
+        reason: String,
+    },
+    /// Answer a rescue.
+    AnswerRescue {
+        /// Which one.
+        ticket: u64,
+        /// Whether its part is still of use.
+        wanted: bool,
+    },
     /// Note what the evaluator made of a checkpoint.
     Score {
         /// Its step.
@@ -187,6 +212,8 @@ pub enum Action {
     StopAll,
     /// A line for people.
     Note(String),
+    /// The same, of something that goes wrong.
+    Warn(String),
 }
 
 /// What the manifest of a stored checkpoint looked like, for the summary.

@@ -190,6 +190,7 @@ impl Journal {
             | Event::StreamClosed { .. }
             | Event::ProcessExited { .. }
             | Event::Rejected { .. }
+            | Event::Rescue { .. }
             | Event::Tick => false,
         }
     }
@@ -244,6 +245,18 @@ impl Journal {
                 self.events.push(entry);
                 true
             }
+            Action::Warn(text) => {
+                entry.event = "warning";
+                entry.detail = Some(text.clone());
+                self.checkpoints.push([entry]);
+                true
+            }
+            Action::CheckpointsFail { failures, reason } => {
+                entry.event = "failed";
+                entry.detail = Some(format!("{failures} checkpoints in a row could not be written: {reason}"));
+                self.events.push(entry);
+                true
+            }
             Action::Reported { from, step, metrics } => {
                 let of = |metric: &(String, f64, u64)| Entry {
                     event: METRIC,
@@ -265,7 +278,11 @@ impl Journal {
                 self.notes.push([entry]);
                 false
             }
-            Action::Refuse { .. } | Action::Send { .. } | Action::Score { .. } | Action::StopAll => false,
+            Action::Refuse { .. }
+            | Action::Send { .. }
+            | Action::Score { .. }
+            | Action::AnswerRescue { .. }
+            | Action::StopAll => false,
         }
     }
 

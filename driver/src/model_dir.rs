@@ -251,8 +251,9 @@ impl ModelDir {
             Err(e @ object_store::Error::AlreadyExists { .. }) => {
                 let there = self.read(&path).await?.unwrap_or_default();
                 let theirs = Manifest::parse(&path, &there).map(|m| m.generation);
-                // Our steps are beyond what we started from, so an older generation's manifest there is void (CKP-3).
-                if theirs.is_ok_and(|theirs| theirs < manifest.generation) {
+                // Our steps are beyond what we started from, so an older generation's manifest there is void (CKP-3). One of our
+                // own is that of a request which seemed to fail; its rows are in this one too.
+                if theirs.is_ok_and(|theirs| theirs <= manifest.generation) {
                     replace().await.map_err(failed)?;
                 } else if there != json {
                     return Err(self.error(format!("another driver wrote `{path}` meanwhile"), e));

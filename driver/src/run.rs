@@ -108,6 +108,8 @@ impl Driver {
                 heartbeat_timeout: options.job.heartbeat_timeout,
                 save_steps: options.job.save_checkpoints_steps,
                 save_every: options.job.save_checkpoints_every,
+                checkpoint_failure_limit: options.job.checkpoint_failure_limit,
+                generation: options.generation.0,
                 version: options.version.clone(),
             },
         );
@@ -343,7 +345,10 @@ impl Loop {
             Action::StopAll => self.stop_all().await,
             // The journal has it.
             Action::Reported { .. } | Action::Lost(_) => {}
+            Action::CheckpointsFail { failures, reason } => self.fail(Error::Checkpoints { failures, reason }),
+            Action::AnswerRescue { ticket, wanted } => self.streams.answer(ticket, wanted),
             Action::Note(text) => tracing::info!("{text}"),
+            Action::Warn(text) => tracing::warn!("{text}"),
         }
     }
 
@@ -375,13 +380,15 @@ impl Loop {
         let (committer, events) = (Arc::clone(&self.committer), self.events.clone());
         let failure = self.failure.clone();
         self.write(async move {
-            let step = cut.step;
-            let event = match committer.lock().await.commit(cut).await {
-                Ok(manifest) => Event::CheckpointStored { step, manifest },
+            let event = match committer.lock().await.commit(&cut).await {
+                Ok(manifest) => Event::CheckpointStored { step: cut.step, manifest },
                 Err(error) => {
                     let reason = tfos_core::failure::chain(&error).join(": ");
-                    set_first(&failure, error);
-                    Event::CheckpointFailed { reason }
+                    let is_final = error.is_final();
+                    if is_final {
+                        set_first(&failure, error);
+                    }
+                    Event::CheckpointFailed { reason, is_final, cut: Box::new(cut) }
                 }
             };
             let _ = events.send(event);

@@ -13,7 +13,8 @@ use tfos_core::cluster::{Refusal, Reservation};
 use tfos_core::ids::{Attempt, ExecutorId};
 use tfos_core::proto::control_server::{Control, ControlServer};
 use tfos_core::proto::{
-    FromDriver, FromExecutor, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Register, from_driver, from_executor,
+    FromDriver, FromExecutor, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Register, RescueAnswer, RescueReport, from_driver,
+    from_executor,
 };
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -31,6 +32,8 @@ type Outgoing = UnboundedSender<Result<FromDriver, Status>>;
 pub(crate) struct Streams {
     open: Arc<Mutex<BTreeMap<Connection, Outgoing>>>,
     removed: Arc<Notify>,
+    /// Rescues that wait to hear whether their part is wanted.
+    answers: Arc<Mutex<BTreeMap<u64, oneshot::Sender<bool>>>>,
 }
 
 impl Streams {
@@ -57,6 +60,16 @@ impl Streams {
         self.remove(connection).map(|s| s.send(Err(status)).is_ok());
     }
 
+    fn expect_answer(&self, ticket: u64, answer: oneshot::Sender<bool>) {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(ticket, answer);
+    }
+
+    /// Answers a rescue; who asked and is gone needs no answer.
+    pub(crate) fn answer(&self, ticket: u64, wanted: bool) {
+        let waiting = self.answers.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket);
+        waiting.map(|answer| answer.send(wanted).is_ok());
+    }
+
     /// Returns when nobody is connected any more.
     pub(crate) async fn all_gone(&self) {
         loop {
@@ -72,6 +85,7 @@ impl Streams {
     /// Ends every stream.
     pub(crate) fn close(&self) {
         self.with(BTreeMap::clear);
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.removed.notify_waiters();
     }
 }
@@ -108,7 +122,7 @@ impl Server {
         }
     }
 
-    fn authorize(&self, request: &Request<Streaming<FromExecutor>>) -> Result<(), Status> {
+    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let given = request.metadata().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or("");
         if same(given.as_bytes(), format!("Bearer {}", self.token).as_bytes()) {
             Ok(())
@@ -210,5 +224,17 @@ impl Control for Server {
             let _ = events.send(Event::StreamClosed { connection, reason });
         });
         Ok(Response::new(Box::pin(Outbound { receiver })))
+    }
+
+    async fn rescue(&self, request: Request<RescueReport>) -> Result<Response<RescueAnswer>, Status> {
+        self.authorize(&request)?;
+        let stopped = || Status::unavailable("the driver is stopping");
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        self.streams.expect_answer(ticket, sender);
+        let report = request.into_inner();
+        self.events.send(Event::Rescue { ticket, report }).map_err(|_| stopped())?;
+        let wanted = answer.await.map_err(|_| stopped())?;
+        Ok(Response::new(RescueAnswer { wanted }))
     }
 }

@@ -38,7 +38,12 @@ impl State {
     }
 
     fn handle_phase_message(&mut self, now: Instant, executor: ExecutorId, message: Message, out: &mut Vec<Action>) {
-        let Stage::Running(phase) = &mut self.stage else { return };
+        let phase = match (&mut self.stage, &message) {
+            (Stage::Running(phase), _) => phase,
+            // A snapshot from before the death is completed (CKP-7); nothing else of the phase counts.
+            (Stage::Failing { saving: Some(phase), .. }, Message::PartWritten(_)) => phase,
+            _ => return,
+        };
         // A report of an ended phase changes nothing (SHD-1).
         let of = match &message {
             Message::NodeReady(m) => m.phase,
@@ -66,7 +71,7 @@ impl State {
             Message::Commits(m) => phase.commits(now, m.commits, out),
             Message::Returned(m) => phase.returned(executor, m.worker, &m.ranges, out),
             Message::SnapshotAt(m) => phase.snapshot_at(m.id, m.global_step),
-            Message::PartWritten(m) => phase.part_written(executor, m),
+            Message::PartWritten(m) => phase.part_written(now, executor, m, out),
             Message::Terminate(_) => phase.terminate(out),
             Message::Metrics(m) => phase.metrics(executor, m, out),
             Message::Results(m) => phase.results(m.results),

@@ -8,6 +8,7 @@
 //!
 //! - `MEM-1` only the driver's clock declares an executor lost.
 //! - `MEM-2` every way of learning of a death leads to `State::handle_death`.
+//! - `CKP-7` a checkpoint whose snapshot was taken before a death is still completed, by what the dead executor left behind.
 //! - `SHD-1` nothing is sent to a phase that has ended, and nothing of an ended phase is believed.
 
 mod forming;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use tfos_core::cluster::{NodeId, Reservations, Shape};
 use tfos_core::failure::{Cause, Failure, root_cause};
 use tfos_core::ids::ExecutorId;
-use tfos_core::proto::{Stop, from_driver};
+use tfos_core::proto::{self, Stop, from_driver};
 
 use crate::event::{Action, Connection, Event};
 use crate::status::Status;
@@ -33,6 +34,9 @@ pub use spec::{MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
 /// After the first death, how long to listen for others before naming the cause: the report of a process
 /// exit and those of its peers arrive over different ways.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// How long a part of a snapshot is waited for whose writer is dead, after the last sign of somebody who writes it.
+const RESCUE: Duration = Duration::from_secs(3);
 
 /// What the state needs to know of the settings.
 #[derive(Debug, Clone)]
@@ -49,6 +53,10 @@ pub struct Options {
     pub save_steps: Option<u64>,
     /// Time between checkpoints.
     pub save_every: Option<Duration>,
+    /// Checkpoints that fail in a row before the job stops.
+    pub checkpoint_failure_limit: u32,
+    /// This incarnation of the job.
+    pub generation: u64,
     /// The program's version.
     pub version: String,
 }
@@ -66,10 +74,19 @@ struct Member {
 
 #[derive(Debug)]
 enum Stage {
-    Forming { deadline: Instant },
+    Forming {
+        deadline: Instant,
+    },
     Idle,
     Running(Box<Phase>),
-    Failing { since: Instant, forming: bool },
+    Failing {
+        since: Instant,
+        forming: bool,
+        /// The phase, while a checkpoint of it can still be completed.
+        saving: Option<Box<Phase>>,
+        /// When somebody last said that he is writing the part of a dead executor.
+        rescued: Instant,
+    },
     Stopped,
 }
 
@@ -150,12 +167,22 @@ impl State {
             Event::StartPhase(spec) => self.handle_start_phase(now, *spec, &mut out),
             Event::CheckpointStored { step, manifest } => {
                 self.status.checkpoint = Some(step.0);
-                if let Stage::Running(phase) = &mut self.stage {
-                    phase.checkpoint_stored(now, step, manifest, &mut out);
+                match &mut self.stage {
+                    Stage::Running(phase) => phase.checkpoint_stored(now, step, manifest, &mut out),
+                    Stage::Failing { saving: saving @ Some(_), .. } => {
+                        *saving = None;
+                        out.push(Action::Warn(format!("the checkpoint of step {step} was completed all the same")));
+                    }
+                    _ => {}
                 }
             }
-            // The error itself is told by whoever met it; no node is to blame.
-            Event::CheckpointFailed { reason } => self.handle_shutdown(reason, &mut out),
+            Event::CheckpointFailed { reason, is_final, cut } => match &mut self.stage {
+                Stage::Running(_) if is_final => out.push(Action::CheckpointsFail { failures: 1, reason }),
+                Stage::Running(phase) => phase.checkpoint_failed(now, reason, cut.commits, &mut out),
+                Stage::Failing { saving, .. } => *saving = None,
+                _ => {}
+            },
+            Event::Rescue { ticket, report } => self.handle_rescue(now, ticket, report, &mut out),
             Event::Rejected { peer, reason } => {
                 out.push(Action::Note(format!("turned away {peer}: {reason}")));
                 if matches!(self.stage, Stage::Forming { .. }) {
@@ -170,8 +197,42 @@ impl State {
         out
     }
 
+    /// What a dead executor left behind asks whether its part is still wanted, or brings it.
+    fn handle_rescue(&mut self, now: Instant, ticket: u64, report: proto::RescueReport, out: &mut Vec<Action>) {
+        let executor = ExecutorId(report.executor_id);
+        let mut wanted = false;
+        // It may call before the death of its executor is known.
+        let phase = match &mut self.stage {
+            Stage::Running(phase) => Some(phase),
+            Stage::Failing { saving, rescued, .. } => {
+                *rescued = now;
+                saving.as_mut()
+            }
+            _ => None,
+        };
+        if let Some(phase) = phase.filter(|p| p.id() == report.phase && report.generation == self.options.generation) {
+            wanted = phase.is_saving() && phase.waits_for(executor, report.id);
+            if let Some(part) = report.part.filter(|_| wanted) {
+                // Its errors are told by the event that follows them; there is no cause to look for.
+                let _ = phase.part_written(now, executor, part, out);
+                wanted = false;
+            }
+        }
+        out.push(Action::AnswerRescue { ticket, wanted });
+    }
+
     /// What may follow from any event: a phase that is complete ends.
     fn after(&mut self, now: Instant, out: &mut Vec<Action>) {
+        // The limit of failed checkpoints is reached: the error says why, no node is to blame.
+        if let Some(Action::CheckpointsFail { reason, .. }) =
+            out.iter().find(|a| matches!(a, Action::CheckpointsFail { .. }))
+        {
+            let reason = reason.clone();
+            self.handle_shutdown(reason, out);
+        }
+        if let Stage::Failing { saving: Some(phase), .. } = &mut self.stage {
+            phase.commit_snapshot(now, out);
+        }
         if let Stage::Running(phase) = &mut self.stage {
             phase.advance(now, &self.options, out);
             phase.fill(&mut self.status);
@@ -190,7 +251,7 @@ impl State {
         let id = self.next_phase;
         self.next_phase += 1;
         self.status.stage = spec.kind.to_string();
-        let mut phase = Phase::new(now, id, spec, self.options.shape);
+        let mut phase = Phase::new(now, id, spec, &self.options);
         phase.start(out);
         if self.draining {
             phase.drain(out);
@@ -231,7 +292,7 @@ impl State {
                 out.push(Action::StopAll);
                 self.stage = Stage::Stopped;
             }
-            Stage::Failing { since, .. } if now >= *since + SETTLE => self.conclude(out),
+            Stage::Failing { since, .. } if now >= *since + SETTLE && !self.is_saving(now) => self.conclude(out),
             Stage::Idle | Stage::Running(_) => {
                 let timeout = self.options.heartbeat_timeout;
                 let silent = self.members.iter().find(|(_, m)| now.duration_since(m.last_seen) > timeout);
@@ -250,7 +311,7 @@ impl State {
         let (forming, settled) = match &self.stage {
             Stage::Stopped => return,
             Stage::Forming { .. } => (true, now),
-            Stage::Failing { since, forming } => (*forming, *since),
+            Stage::Failing { since, forming, .. } => (*forming, *since),
             Stage::Idle | Stage::Running(_) => (false, now),
         };
         let member = self.members.get(&executor);
@@ -276,8 +337,23 @@ impl State {
         self.failures.push(failure);
         if !matches!(self.stage, Stage::Failing { .. }) {
             self.status.stage = "failing".into();
-            self.stage = Stage::Failing { since: settled, forming };
+            let saving = match std::mem::replace(&mut self.stage, Stage::Idle) {
+                Stage::Running(phase) if phase.is_saving() => Some(phase),
+                _ => None,
+            };
+            if saving.is_some() {
+                self.status.waiting_for = Some("a checkpoint that was under way when a node died".into());
+            }
+            self.stage = Stage::Failing { since: settled, forming, saving, rescued: settled };
         }
+    }
+
+    /// Whether a checkpoint may still become complete: of those whose parts are missing everybody lives, or somebody says
+    /// that he writes them.
+    fn is_saving(&self, now: Instant) -> bool {
+        let Stage::Failing { saving: Some(phase), rescued, .. } = &self.stage else { return false };
+        let dead = |executor: ExecutorId| self.failures.iter().any(|f| f.executor_id == executor);
+        phase.is_saving() && (!phase.unwritten().into_iter().any(dead) || now < *rescued + RESCUE)
     }
 
     fn conclude(&mut self, out: &mut Vec<Action>) {
@@ -300,5 +376,7 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod checkpoint_tests;
 #[cfg(test)]
 mod tests;

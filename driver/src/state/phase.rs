@@ -12,7 +12,7 @@ use tfos_core::proto::{self, from_driver::Message as Order};
 use tfos_core::rows::{Grant, LeaseTable, RowRange, decode_ranges};
 
 use super::Options;
-use super::snapshot::Snapshot;
+use super::snapshot::{Failures, Snapshot};
 use super::spec::{MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
 use crate::event::{Action, CommitRecord};
 use crate::status::Status;
@@ -54,6 +54,11 @@ pub(super) struct Phase {
     pub(super) next_snapshot: u64,
     pub(super) snapshot: Option<Snapshot>,
     pub(super) last_checkpoint: (GlobalStep, Instant),
+    pub(super) failures: Failures,
+    /// Failures in a row at which the job stops.
+    pub(super) failure_limit: u32,
+    /// A checkpoint was stored since the end began.
+    pub(super) saved: bool,
     metrics: BTreeMap<String, (u64, MetricMean)>,
     results: Vec<proto::Result>,
     staged: Vec<proto::StagedFile>,
@@ -62,7 +67,8 @@ pub(super) struct Phase {
 }
 
 impl Phase {
-    pub(super) fn new(now: Instant, id: u32, spec: PhaseSpec, shape: Shape) -> Self {
+    pub(super) fn new(now: Instant, id: u32, spec: PhaseSpec, options: &Options) -> Self {
+        let shape = options.shape;
         let table = LeaseTable::new(spec.epochs, spec.partition_rows.clone(), &spec.committed, spec.shuffle);
         let nodes = shape.nodes();
         let with = |wanted: &dyn Fn(Role) -> bool| -> Vec<ExecutorId> {
@@ -97,6 +103,9 @@ impl Phase {
             next_snapshot: 1,
             snapshot: None,
             last_checkpoint: (spec.restored_step, now),
+            failures: Failures::default(),
+            failure_limit: options.checkpoint_failure_limit,
+            saved: false,
             metrics: BTreeMap::new(),
             results: vec![],
             staged: vec![],
@@ -130,7 +139,10 @@ impl Phase {
         status.waiting_for = match self.ending {
             Ending::No if starting > 0 => Some(format!("{starting} node(s) to start")),
             Ending::No => None,
-            Ending::LastCheckpoint => Some("the last checkpoint".into()),
+            Ending::LastCheckpoint => Some(match &self.failures.reason {
+                Some(reason) => format!("the last checkpoint, which could not be written: {reason}"),
+                None => "the last checkpoint".into(),
+            }),
             Ending::Acknowledging => Some("nodes to finish".into()),
         };
     }
@@ -336,7 +348,8 @@ impl Phase {
     pub(super) fn advance(&mut self, now: Instant, options: &Options, out: &mut Vec<Action>) {
         self.commit_snapshot(now, out);
         let training = self.spec.kind == PhaseKind::Train;
-        if training && self.snapshot.is_none() && self.ending == Ending::No {
+        let may_try = self.snapshot.is_none() && self.failures.may_try(now);
+        if training && may_try && self.ending == Ending::No {
             let (last, at) = self.last_checkpoint;
             if self.returned.is_empty()
                 && is_due(self.step, last, now.duration_since(at), options.save_steps, options.save_every)
@@ -346,13 +359,15 @@ impl Phase {
         }
         if self.ending == Ending::No && self.returned.len() == self.trainers.len() && self.snapshot.is_none() {
             self.ending = Ending::LastCheckpoint;
-            // Asked for even when nothing seems new: commits of ps 0 may still be under way, and its
-            // answer comes behind them.
-            if training {
+            self.saved = false;
+        }
+        // Asked for even when nothing seems new: commits of ps 0 may still be under way, and its
+        // answer comes behind them.
+        if training && self.ending == Ending::LastCheckpoint && !self.saved {
+            if self.snapshot.is_none() && self.failures.may_try(now) {
                 self.request_snapshot(out);
             }
-        }
-        if self.ending == Ending::LastCheckpoint && self.snapshot.is_none() {
+        } else if self.ending == Ending::LastCheckpoint && self.snapshot.is_none() {
             self.ending = Ending::Acknowledging;
             for executor in &self.participants {
                 let order = Order::EndPhase(proto::EndPhase { phase: self.id });

@@ -1,7 +1,13 @@
 //! Checkpoints within a phase: asked of the node that orders the updates, complete when the cut and every part
 //! are known, durable when the manifest is.
+//!
+//! One that fails costs nothing but itself: its rows are those of the next one, which is tried after a pause that doubles. The
+//! job stops when the user's limit of failures in a row is reached.
+//!
+//! - `CKP-6` rows of a checkpoint that failed are in the ledger of the next one, each once.
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use tfos_core::checkpoint::Part;
 use tfos_core::cluster::Role;
@@ -13,12 +19,34 @@ use tfos_core::rows::CommittedRows;
 use super::phase::Phase;
 use crate::event::{Action, CheckpointCut, CommitRecord};
 
+/// Pause after the first failure, and the longest.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Failures in a row, and when the next try is due.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    count: u32,
+    retry_at: Option<Instant>,
+    /// Why the last one failed.
+    pub(super) reason: Option<String>,
+}
+
+impl Failures {
+    /// Whether a checkpoint may be asked for.
+    pub(super) fn may_try(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| now >= at)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Snapshot {
     id: u64,
     /// Facts of the cut, once the node that orders updates has named its step.
     cut: Option<(GlobalStep, CommittedRows, u64, Vec<CommitRecord>)>,
     parts: Vec<proto::PartWritten>,
+    /// Who wrote them.
+    written: BTreeSet<ExecutorId>,
     /// All parts are in; the manifest is being written.
     committing: bool,
 }
@@ -33,7 +61,7 @@ impl Phase {
         let Some(executor) = self.sequencer() else { return };
         let id = self.next_snapshot;
         self.next_snapshot += 1;
-        self.snapshot = Some(Snapshot { id, cut: None, parts: vec![], committing: false });
+        self.snapshot = Some(Snapshot { id, cut: None, parts: vec![], written: BTreeSet::new(), committing: false });
         let order = Order::TakeCheckpoint(proto::TakeCheckpoint { phase: self.id, id });
         out.push(Action::Send { executor, message: order });
     }
@@ -48,14 +76,74 @@ impl Phase {
         Ok(())
     }
 
-    pub(super) fn part_written(&mut self, _from: ExecutorId, part: proto::PartWritten) -> Result<(), Cause> {
+    pub(super) fn part_written(
+        &mut self,
+        now: Instant,
+        from: ExecutorId,
+        part: proto::PartWritten,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Cause> {
+        let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.id == part.id && !s.committing) else {
+            return Ok(());
+        };
         if !part.error.is_empty() {
-            return Err(Cause::Error { chain: vec![part.error], user: false });
-        }
-        if let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.id == part.id) {
+            let commits = snapshot.cut.take().map(|(.., commits)| commits).unwrap_or_default();
+            self.checkpoint_failed(now, part.error, commits, out);
+        } else if part.path.is_empty() || !snapshot.parts.iter().any(|p| p.path == part.path) {
+            // Written a second time by what a dead executor left behind, it is the same part.
+            snapshot.written.insert(from);
             snapshot.parts.push(part);
         }
         Ok(())
+    }
+
+    /// The snapshot is lost, its rows are not; `commits` are those that it had taken.
+    pub(super) fn checkpoint_failed(
+        &mut self,
+        now: Instant,
+        reason: String,
+        commits: Vec<CommitRecord>,
+        out: &mut Vec<Action>,
+    ) {
+        self.snapshot = None;
+        let later = std::mem::replace(&mut self.commits, commits);
+        self.commits.extend(later);
+        self.failures.count += 1;
+        let count = self.failures.count;
+        if count >= self.failure_limit {
+            out.push(Action::CheckpointsFail { failures: count, reason });
+            return;
+        }
+        let pause = PAUSE.saturating_mul(1 << (count - 1).min(10)).min(LONGEST_PAUSE);
+        self.failures.retry_at = Some(now + pause);
+        out.push(Action::Warn(format!(
+            "a checkpoint could not be written ({count} in a row, the job stops at {}): {reason}; training goes on, the next try \
+             is in {} s",
+            self.failure_limit,
+            pause.as_secs()
+        )));
+        self.failures.reason = Some(reason);
+    }
+
+    /// Whether a snapshot lies at a known point of the order, so that it is a checkpoint once its parts are written, whatever
+    /// becomes of the nodes.
+    pub(super) fn is_saving(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|s| s.cut.is_some() || s.committing)
+    }
+
+    /// Whether snapshot `id` still waits for the part of `executor`.
+    pub(super) fn waits_for(&self, executor: ExecutorId, id: u64) -> bool {
+        self.snapshot.as_ref().is_some_and(|s| s.id == id && !s.committing && !s.written.contains(&executor))
+    }
+
+    /// Those whose parts are not there yet.
+    pub(super) fn unwritten(&self) -> Vec<ExecutorId> {
+        let Some(snapshot) = self.snapshot.as_ref().filter(|s| !s.committing) else { return vec![] };
+        let writers: Vec<ExecutorId> = match self.shape.num_ps {
+            0 => self.trainers.first().copied().into_iter().collect(),
+            ps => (0..ps).map(ExecutorId).collect(),
+        };
+        writers.into_iter().filter(|w| !snapshot.written.contains(w)).collect()
     }
 
     pub(super) fn checkpoint_stored(
@@ -66,6 +154,8 @@ impl Phase {
         out: &mut Vec<Action>,
     ) {
         self.snapshot = None;
+        self.failures = Failures::default();
+        self.saved = true;
         self.last_checkpoint = (step, now);
         for executor in
             self.participants.iter().filter(|e| self.shape.node_of(**e).is_some_and(|n| n.role == Role::Evaluator))
@@ -87,6 +177,7 @@ impl Phase {
             if no_model {
                 // Nothing to keep but the rows, which nothing depends on.
                 self.snapshot = None;
+                self.saved = true;
                 self.last_checkpoint = (step, now);
                 return;
             }

@@ -7,17 +7,17 @@ use tfos_core::ids::{Attempt, GlobalStep};
 use tfos_core::proto::{self, from_executor::Message};
 use tfos_core::rows::{CommittedRows, RowRange, encode_ranges};
 
-struct Job {
+pub(super) struct Job {
     state: State,
     now: Instant,
     /// Everything that was done since the last look.
-    actions: Vec<Action>,
+    pub(super) actions: Vec<Action>,
 }
 
-const SHAPE: Shape = Shape { cluster_size: 3, num_ps: 1, evaluator: false };
+pub(super) const SHAPE: Shape = Shape { cluster_size: 3, num_ps: 1, evaluator: false };
 
 impl Job {
-    fn new(shape: Shape) -> Self {
+    pub(super) fn new(shape: Shape) -> Self {
         let options = Options {
             shape,
             num_gpus: 0,
@@ -25,13 +25,15 @@ impl Job {
             heartbeat_timeout: Duration::from_secs(30),
             save_steps: None,
             save_every: None,
+            checkpoint_failure_limit: 3,
+            generation: 1,
             version: "0".into(),
         };
         let now = Instant::now();
         Self { state: State::new(now, options), now, actions: vec![] }
     }
 
-    fn formed() -> Self {
+    pub(super) fn formed() -> Self {
         let mut job = Self::new(SHAPE);
         for id in 0..3 {
             job.register(id);
@@ -40,18 +42,18 @@ impl Job {
         job
     }
 
-    fn event(&mut self, event: Event) -> &mut Self {
+    pub(super) fn event(&mut self, event: Event) -> &mut Self {
         let actions = self.state.on_event(self.now, event);
         self.actions.extend(actions);
         self
     }
 
-    fn after(&mut self, time: Duration) -> &mut Self {
+    pub(super) fn after(&mut self, time: Duration) -> &mut Self {
         self.now += time;
         self.event(Event::Tick)
     }
 
-    fn register(&mut self, id: u32) {
+    pub(super) fn register(&mut self, id: u32) {
         let claim = Reservation {
             executor_id: ExecutorId(id),
             attempt: Attempt(0),
@@ -64,16 +66,16 @@ impl Job {
         self.event(Event::Register { connection: u64::from(id) + 1, claim, wants_id: true, log: format!("log{id}") });
     }
 
-    fn says(&mut self, id: u32, message: Message) -> &mut Self {
+    pub(super) fn says(&mut self, id: u32, message: Message) -> &mut Self {
         self.event(Event::Message { connection: u64::from(id) + 1, message })
     }
 
-    fn take(&mut self) -> Vec<Action> {
+    pub(super) fn take(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
     /// Messages sent to one executor since the last look.
-    fn sent(&mut self, id: u32) -> Vec<from_driver::Message> {
+    pub(super) fn sent(&mut self, id: u32) -> Vec<from_driver::Message> {
         let of = |a: Action| match a {
             Action::Send { executor, message } if executor == ExecutorId(id) => Some(message),
             _ => None,
@@ -81,7 +83,7 @@ impl Job {
         self.take().into_iter().filter_map(of).collect()
     }
 
-    fn start(&mut self, rows: u64) -> &mut Self {
+    pub(super) fn start(&mut self, rows: u64) -> &mut Self {
         let spec = PhaseSpec {
             kind: PhaseKind::Train,
             epochs: 1,
@@ -97,7 +99,7 @@ impl Job {
         self.event(Event::StartPhase(Box::new(spec)))
     }
 
-    fn commit(&mut self, step: u64, worker: u32, start: u64, end: u64) -> &mut Self {
+    pub(super) fn commit(&mut self, step: u64, worker: u32, start: u64, end: u64) -> &mut Self {
         let mut ranges = vec![];
         encode_ranges(&[RowRange { epoch: 0, partition: 0, start, end }], &mut ranges);
         let commit = proto::Commit {
@@ -111,7 +113,7 @@ impl Job {
         self.says(0, Message::Commits(proto::Commits { phase: 1, commits: vec![commit] }))
     }
 
-    fn lease(&mut self, id: u32) -> Option<(u64, u64)> {
+    pub(super) fn lease(&mut self, id: u32) -> Option<(u64, u64)> {
         self.take();
         self.says(id, Message::LeaseRequest(proto::LeaseRequest { phase: 1, want_rows: 1000 }));
         self.sent(id).into_iter().find_map(|m| match m {
@@ -120,7 +122,7 @@ impl Job {
         })
     }
 
-    fn cut(&mut self) -> Option<CheckpointCut> {
+    pub(super) fn cut(&mut self) -> Option<CheckpointCut> {
         self.take().into_iter().find_map(|a| match a {
             Action::CommitCheckpoint(cut) => Some(*cut),
             _ => None,
@@ -128,11 +130,11 @@ impl Job {
     }
 }
 
-fn finished() -> Message {
+pub(super) fn finished() -> Message {
     Message::NodeFinished(proto::NodeFinished { phase: 1 })
 }
 
-fn part(id: u64, step: u64) -> Message {
+pub(super) fn part(id: u64, step: u64) -> Message {
     let part = proto::PartWritten { phase: 1, id, global_step: step, path: "p".into(), end: 9, ..Default::default() };
     Message::PartWritten(part)
 }

@@ -186,6 +186,10 @@ pub(super) struct SubmitFlags {
     /// How many of the newest checkpoints stay [default: 5].
     #[arg(long, value_name = "M")]
     keep_checkpoints: Option<usize>,
+    /// Stop the job when so many checkpoints in a row could not be written; before that training goes on, and the next one is
+    /// tried after a pause that doubles [default: 5].
+    #[arg(long, value_name = "N")]
+    checkpoint_failure_limit: Option<u32>,
     /// Beside these, the first checkpoint at or after each multiple of so many steps stays.
     #[arg(long, value_name = "K")]
     keep_every: Option<u64>,
@@ -268,6 +272,7 @@ impl SubmitFlags {
             save_checkpoints_secs: self.save_checkpoints_secs,
             save_checkpoints_steps: self.save_checkpoints_steps,
             keep_checkpoints: self.keep_checkpoints,
+            checkpoint_failure_limit: self.checkpoint_failure_limit,
             keep_every: self.keep_every,
             keep_best: self.keep_best.clone(),
             max_steps: self.max_steps,

@@ -115,6 +115,8 @@ settings! {
     "keep-every" keep_every: u64,
     /// Beside these, the best checkpoint by a metric of the evaluator stays: `accuracy`, or `-loss`.
     "keep-best" keep_best: String,
+    /// Checkpoints that fail in a row before the job stops.
+    "checkpoint-failure-limit" checkpoint_failure_limit: u32,
     /// Stop after this global step.
     "max-steps" max_steps: u64,
     /// Bound of all feed queues of an executor together.

@@ -79,6 +79,8 @@ pub struct Job {
     pub save_checkpoints_steps: Option<u64>,
     /// Which checkpoints stay.
     pub keep: Retention,
+    /// Checkpoints that fail in a row before the job stops.
+    pub checkpoint_failure_limit: u32,
     /// Stop after this global step.
     pub max_steps: Option<u64>,
     /// Bound of all feed queues of an executor together, bytes.
@@ -169,6 +171,9 @@ impl Job {
         if raw.keep_checkpoints == Some(0) {
             bad("keep-checkpoints", "must be at least 1: a job resumes from the newest one".into());
         }
+        if raw.checkpoint_failure_limit == Some(0) {
+            bad("checkpoint-failure-limit", "must be at least 1: the failure at which the job stops".into());
+        }
         if raw.keep_every == Some(0) {
             bad("keep-every", "must be at least 1".into());
         }
@@ -218,6 +223,7 @@ impl Job {
             save_checkpoints_every,
             save_checkpoints_steps: raw.save_checkpoints_steps,
             keep: Retention { newest: raw.keep_checkpoints.unwrap_or(5), every: raw.keep_every, best },
+            checkpoint_failure_limit: raw.checkpoint_failure_limit.unwrap_or(5),
             max_steps: raw.max_steps,
             feed_memory,
             reservation_timeout,
