@@ -1,5 +1,6 @@
 //! The executor: a process that hosts exactly one node of a job, its feed, its parameters, its libtorch.
 
+pub mod agent;
 pub mod checkpoint;
 mod client;
 mod control;

@@ -18,6 +18,7 @@ use tfos_ps::ServerOptions;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::Error;
+use crate::agent::{Agent, Heir, Task};
 use crate::checkpoint::CheckpointStore;
 use crate::client;
 use crate::control::{Counters, Outgoing};
@@ -61,6 +62,8 @@ pub struct ExecutorOptions {
     pub connect_timeout: Duration,
     /// The program's version.
     pub version: String,
+    /// Writes the snapshot of this process if that dies.
+    pub agent: Option<Arc<Agent>>,
 }
 
 /// Finds the function of an application by the name that the driver sent.
@@ -72,6 +75,8 @@ struct Executor {
     outgoing: Outgoing,
     counters: Arc<Counters>,
     generation: u64,
+    /// As the driver counts it.
+    executor: u32,
     cluster: Option<(ClusterFormed, NodeId, ClusterSpec)>,
     phase: u32,
     node: Option<NodeHost>,
@@ -104,6 +109,7 @@ pub async fn run(options: ExecutorOptions, registry: Arc<Registry>) -> Result<()
         outgoing,
         counters: Arc::default(),
         generation: 0,
+        executor: 0,
         cluster: None,
         phase: 0,
         node: None,
@@ -141,7 +147,7 @@ impl Executor {
         use from_driver::Message as Order_;
         match message {
             Order_::Welcome(welcome) => {
-                self.generation = welcome.generation;
+                (self.generation, self.executor) = (welcome.generation, welcome.executor_id);
                 self.beat(Duration::from_millis(welcome.heartbeat_ms.max(10)));
             }
             Order_::ClusterFormed(formed) => {
@@ -238,6 +244,17 @@ impl Executor {
             let cloned = self.listener.try_clone();
             cloned.map_err(|source| Error::System { what: "share the listener".into(), source })
         };
+        let heir = self.options.agent.as_ref().map(|agent| Heir {
+            agent: Arc::clone(agent),
+            task: Task {
+                driver: self.options.driver.clone(),
+                token: self.options.token.clone(),
+                executor: self.executor,
+                generation: self.generation,
+                model_dir: formed.model_dir.clone(),
+                ..Task::default()
+            },
+        });
         if node.role == Role::Ps {
             let peers = spec.addresses(Role::Ps).to_vec();
             let options = ServerOptions {
@@ -249,7 +266,8 @@ impl Executor {
                 num_workers: formed.num_trainers,
             };
             let store = CheckpointStore::open(&formed.model_dir)?;
-            let host = PsHost::start(start.phase, clone()?, options, start.max_steps, store, self.outgoing.clone())?;
+            let (phase, max_steps, outgoing) = (start.phase, start.max_steps, self.outgoing.clone());
+            let host = PsHost::start(phase, clone()?, options, max_steps, store, outgoing, heir)?;
             self.ps = Some(host);
             self.outgoing.send(Message::NodeReady(NodeReady { phase: start.phase, ..Default::default() }));
             return Ok(());
@@ -276,6 +294,7 @@ impl Executor {
             function,
             outgoing: self.outgoing.clone(),
             counters: Arc::clone(&self.counters),
+            heir,
         })?);
         Ok(())
     }

@@ -14,7 +14,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use tfos_core::failure::Cause;
 use tfos_core::ids::ExecutorId;
 use tokio::sync::mpsc::UnboundedSender;
@@ -140,12 +142,16 @@ impl Launcher for Local {
         let (stop_tx, stop_rx) = mpsc::channel();
         // The death signal is tied to the thread that forks, so that thread lives as long as its children.
         let spawned = std::thread::Builder::new().name("launcher".into()).spawn(move || {
+            // What an executor leaves behind when it dies, its agent, becomes this process' child, and is reaped like one.
+            let adopts = nix::sys::prctl::set_child_subreaper(true).is_ok();
+            let mut groups = vec![];
             let mut children = BTreeMap::new();
             let mut result = Ok(());
             for (executor, mut command, log) in commands {
                 match command.spawn() {
                     Ok(process) => {
                         let _ = events.send(Event::Launched { executor, pid: process.id(), log: log.clone() });
+                        groups.push(Pid::from_raw(process.id() as i32));
                         children.insert(executor, Running { process, log: log.into() });
                     }
                     Err(source) => {
@@ -158,6 +164,9 @@ impl Launcher for Local {
             let _ = started_tx.send(result);
             let grace = if failed { Duration::ZERO } else { watch(&mut children, &events, &stop_rx) };
             reap(children, grace);
+            if adopts {
+                groups.into_iter().for_each(reap_group);
+            }
         });
         let handle = spawned.map_err(|source| Error::Launch {
             executor: 0,
@@ -208,6 +217,13 @@ fn watch(
             }
         });
     }
+}
+
+/// Ends what is left of an executor's process group: of an agent nobody wants anything any more.
+fn reap_group(group: Pid) {
+    // Fails when nobody is left in it, which is how it mostly is.
+    let _ = killpg(group, Signal::SIGKILL);
+    while waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
 }
 
 /// Waits up to `grace`, then kills; afterwards no child is left.

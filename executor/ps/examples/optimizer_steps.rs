@@ -151,7 +151,7 @@ fn alone(optimizer: Scheduled, begin: &FullState, gradients: &[Vec<f32>]) -> Out
         trainer.apply(&mut split_mut(&layout, &mut params), &split(&layout, gradient))?;
         history.push(params.clone());
     }
-    let end = trainer.snapshot(0, &[&params], &[])?;
+    let end = trainer.snapshot(0, Box::new(params), &[])?;
     Ok((history, FullState::assemble(vec![end])?))
 }
 

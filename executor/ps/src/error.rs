@@ -64,6 +64,10 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn memory(source: io::Error) -> Error {
+        Error::System { what: "get memory for parameters", source }
+    }
+
     /// Whether the cause is probably elsewhere: a connection that ended, or a server that was told to stop.
     pub fn is_secondary(&self) -> bool {
         matches!(self, Error::PeerLost { .. } | Error::Stopped)

@@ -22,6 +22,7 @@ mod error;
 mod flat;
 mod layout;
 mod local;
+pub mod memory;
 mod optimizer;
 pub mod reference;
 mod sequencer;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
-use crate::optimizer::{MAX_SLOTS, Round, Scheduled, square_sum};
+use crate::memory::{Arena, CHUNK, Copying, Cut, Pool, Slots, Source};
+use crate::optimizer::{Round, Scheduled, square_sum};
 use crate::snapshot::{FullState, Snapshot};
 
 /// The optimizer of a worker without parameter servers.
@@ -14,36 +15,55 @@ use crate::snapshot::{FullState, Snapshot};
 pub struct LocalTrainer {
     layout: Layout,
     optimizer: Scheduled,
-    slots: Vec<Vec<f32>>,
+    slots: Slots,
     step: u64,
     optimizer_step: u64,
+    /// For copies of parameters.
+    pool: Arc<Pool>,
+    /// A snapshot whose parameters may still have to be copied before they change.
+    copying: Option<Arc<Copying>>,
 }
+
+/// Elements that are updated while they are in the core's own cache.
+const BLOCK: usize = 4096;
 
 impl LocalTrainer {
     /// With fresh slots, at global step `step`.
-    pub fn new(layout: Layout, optimizer: impl Into<Scheduled>, step: u64) -> LocalTrainer {
+    pub fn new(layout: Layout, optimizer: impl Into<Scheduled>, step: u64) -> Result<LocalTrainer, Error> {
         let optimizer = optimizer.into();
         let slots = optimizer.initial_slots(layout.total);
-        LocalTrainer { layout, optimizer, slots, step, optimizer_step: 0 }
+        LocalTrainer::with_slots(layout, optimizer, step, slots)
+    }
+
+    fn with_slots(
+        layout: Layout,
+        optimizer: Scheduled,
+        step: u64,
+        slots: Vec<Vec<f32>>,
+    ) -> Result<LocalTrainer, Error> {
+        let arena = Arena::new()?;
+        let slots = Slots::new(&arena, layout.total, slots)?;
+        let pool = Pool::new(&arena, CHUNK.min(layout.total));
+        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step: 0, pool, copying: None })
     }
 
     /// Continues from a checkpoint. The parameters themselves are the caller's; `state.slots` may be empty, then they
     /// are fresh.
     pub fn restore(layout: Layout, optimizer: impl Into<Scheduled>, state: &FullState) -> Result<LocalTrainer, Error> {
         let optimizer = optimizer.into();
-        let mut trainer = LocalTrainer::new(layout, optimizer, state.step);
         if state.slots.is_empty() {
-            return Ok(trainer);
+            return LocalTrainer::new(layout, optimizer, state.step);
         }
         let names: Vec<&str> = state.slots.iter().map(|(name, _)| name.as_str()).collect();
         if names != optimizer.slots() {
             let (expected, found) = (format!("{:?}", optimizer.slots()), format!("{names:?}"));
             return Err(Error::State { what: "slots", expected, found });
         }
-        for (slot, (_, saved)) in trainer.slots.iter_mut().zip(&state.slots) {
-            flat::check("slot", &[saved], slot.len())?;
-            slot.copy_from_slice(saved);
+        for (_, saved) in &state.slots {
+            flat::check("slot", &[saved], layout.total)?;
         }
+        let slots = state.slots.iter().map(|(_, saved)| saved.clone()).collect();
+        let mut trainer = LocalTrainer::with_slots(layout, optimizer, state.step, slots)?;
         trainer.optimizer_step = state.optimizer_step;
         Ok(trainer)
     }
@@ -68,14 +88,21 @@ impl LocalTrainer {
         }
         let totals = self.measure(params, grads)?;
         let plan = self.optimizer.plan(self.step, self.optimizer_step + 1, &totals, count)?;
-        for (index, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
-            let range = self.range(index);
-            let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
-            for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
-                *view = &mut slot[range.clone()];
-            }
-            plan.of(index).apply(1.0, param, grad, &mut slots[..self.optimizer.slots().len()])?;
+        // What a snapshot still has to copy is copied before it changes.
+        if let Some(copying) = self.copying.take() {
+            copying.finish()?;
         }
+        let slots = self.slots.count();
+        self.slots.begin();
+        for (index, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
+            let (update, range) = (plan.of(index), self.range(index));
+            for block in self.slots.blocks(range.clone(), BLOCK) {
+                let inside = block.start - range.start..block.end - range.start;
+                let views = &mut self.slots.views_mut(block)?[..slots];
+                update.apply(1.0, &mut param[inside.clone()], &grad[inside], views)?;
+            }
+        }
+        self.slots.end();
         self.optimizer_step += 1;
         self.step += 1;
         Ok(self.step)
@@ -91,8 +118,14 @@ impl LocalTrainer {
                     let update = self.optimizer.clipped_update(self.step, self.optimizer_step + 1, &totals);
                     for (index, (param, grad)) in params.iter().zip(grads).enumerate() {
                         let range = self.range(index);
-                        let slots: Vec<&[f32]> = self.slots.iter().map(|slot| &slot[range.clone()]).collect();
-                        totals.extend(update.norms(1.0, param, grad, &slots)?);
+                        let mut norms = [0.0; 2];
+                        for block in self.slots.blocks(range.clone(), BLOCK) {
+                            let inside = block.start - range.start..block.end - range.start;
+                            let slots = &self.slots.views(block)[..self.slots.count()];
+                            let found = update.norms(1.0, &param[inside.clone()], &grad[inside], slots)?;
+                            norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
+                        }
+                        totals.extend(norms);
                     }
                 }
             }
@@ -106,19 +139,24 @@ impl LocalTrainer {
         variable.offset..variable.offset + variable.len()
     }
 
-    /// The whole state, as one shard of one ps would give it. `params` and `buffers` are the caller's tensors in
-    /// layout order, copied.
-    pub fn snapshot(&self, id: u64, params: &[&[f32]], buffers: &[&[f32]]) -> Result<Snapshot, Error> {
-        flat::check("parameters", params, self.layout.total)?;
+    /// The whole state, as one shard of one ps would give it. `params` are copied while training goes on, at the latest by
+    /// the next [`LocalTrainer::apply`]; until then nobody may change them. `buffers` are copied now.
+    pub fn snapshot(&mut self, id: u64, params: Box<dyn Source>, buffers: &[&[f32]]) -> Result<Snapshot, Error> {
         flat::check("buffers", buffers, self.layout.buffers_total)?;
+        if let Some(copying) = self.copying.take() {
+            copying.finish()?;
+        }
+        let copying = Arc::new(Copying::new(self.layout.total, params, &self.pool));
+        copying.start();
+        self.copying = Some(Arc::clone(&copying));
         let names = self.optimizer.slots().iter().map(|&name| name.to_owned());
         Ok(Snapshot {
             id,
             step: self.step,
             optimizer_step: self.optimizer_step,
             range: 0..self.layout.total,
-            params: Arc::new(params.concat()),
-            slots: names.zip(self.slots.iter().cloned()).collect(),
+            params: Cut::copying(copying),
+            slots: names.zip(self.slots.freeze()).collect(),
             buffers: Some(buffers.concat()),
         })
     }
@@ -134,11 +172,12 @@ mod tests {
         let layout = Layout::new([("b".into(), vec![1]), ("w".into(), vec![3])], [("m".into(), vec![2])]).unwrap();
         let optimizer = Optimizer::Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         let (mut b, mut w) = ([1.0], [1.0, 2.0, 3.0]);
-        let mut trainer = LocalTrainer::new(layout.clone(), optimizer, 40);
+        let mut trainer = LocalTrainer::new(layout.clone(), optimizer, 40).unwrap();
         for _ in 0..5 {
             trainer.apply(&mut [&mut b, &mut w], &[&[0.5], &[1.0, -1.0, 0.25]]).unwrap();
         }
-        let snapshot = trainer.snapshot(1, &[&b, &w], &[&[7.0, 8.0]]).unwrap();
+        let params = Box::new([&b[..], &w].concat());
+        let snapshot = trainer.snapshot(1, params, &[&[7.0, 8.0]]).unwrap();
         let state = FullState::assemble(vec![snapshot]).unwrap();
         assert_eq!((state.step, state.optimizer_step, &state.buffers[..]), (45, 5, &[7.0, 8.0][..]));
         let mut again = LocalTrainer::restore(layout, optimizer, &state).unwrap();
@@ -153,7 +192,7 @@ mod tests {
     fn wrong_shapes_change_nothing() {
         let layout = Layout::new([("b".into(), vec![1]), ("w".into(), vec![3])], []).unwrap();
         let optimizer = Optimizer::Sgd { learning_rate: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-        let mut trainer = LocalTrainer::new(layout, optimizer, 0);
+        let mut trainer = LocalTrainer::new(layout, optimizer, 0).unwrap();
         let (mut b, mut w) = ([1.0], [1.0, 2.0, 3.0]);
         let wrong = trainer.apply(&mut [&mut b, &mut w], &[&[0.5], &[1.0]]);
         assert!(matches!(wrong, Err(Error::Length { expected: 3, found: 1, .. })));

@@ -1,9 +1,9 @@
 //! The state of the parameter servers at one point of the order, and its reassembly for any number of shards.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::error::Error;
+use crate::memory::Cut;
 
 /// What one shard holds after global step `step`. All shards cut snapshot `id` after the same decision, so that
 /// together they are one consistent state, although nobody was paused.
@@ -17,10 +17,10 @@ pub struct Snapshot {
     pub optimizer_step: u64,
     /// The range of the flat vector that `params` and each slot cover.
     pub range: Range<usize>,
-    /// Shared with the shard rather than copied: a version of the parameters is never changed once it is complete.
-    pub params: Arc<Vec<f32>>,
+    /// As they were then, whatever happens to them meanwhile.
+    pub params: Cut,
     /// In the order of `Optimizer::slots`.
-    pub slots: Vec<(String, Vec<f32>)>,
+    pub slots: Vec<(String, Cut)>,
     /// All buffers, from shard 0 only.
     pub buffers: Option<Vec<f32>>,
 }
@@ -61,7 +61,7 @@ impl FullState {
             if snapshot.range.start != full.params.len() {
                 return fail("begin of a shard", full.params.len() as u64, snapshot.range.start as u64);
             }
-            full.params.extend_from_slice(&snapshot.params);
+            full.params.extend(snapshot.params.to_vec()?);
             if snapshot.slots.len() != full.slots.len() {
                 return fail("number of slots", full.slots.len() as u64, snapshot.slots.len() as u64);
             }
@@ -69,7 +69,7 @@ impl FullState {
                 if *name != other {
                     return Err(Error::State { what: "slot", expected: name.clone(), found: other });
                 }
-                joined.extend_from_slice(&slot);
+                joined.extend(slot.to_vec()?);
             }
             if let Some(buffers) = snapshot.buffers {
                 full.buffers = buffers;

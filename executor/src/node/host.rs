@@ -20,6 +20,7 @@ use super::context::{NodeContext, PhaseKind};
 use super::results::ResultWriter;
 use super::stage;
 use crate::Error;
+use crate::agent::Heir;
 use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing};
 use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, direct_source, feed_source, prefetch};
@@ -43,6 +44,8 @@ pub(crate) struct HostOptions {
     pub(crate) function: Arc<dyn NodeFunction>,
     pub(crate) outgoing: Outgoing,
     pub(crate) counters: Arc<Counters>,
+    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model has snapshots"))]
+    pub(crate) heir: Option<Heir>,
 }
 
 /// A node that runs.

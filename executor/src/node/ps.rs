@@ -11,7 +11,8 @@ use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::Error;
-use crate::checkpoint::CheckpointStore;
+use crate::agent::{Heir, Task};
+use crate::checkpoint::{CheckpointStore, Content};
 use crate::control::Outgoing;
 
 /// A ps in its executor, for one phase.
@@ -31,6 +32,7 @@ impl PsHost {
         max_steps: u64,
         store: CheckpointStore,
         outgoing: Outgoing,
+        heir: Option<Heir>,
     ) -> Result<Self, Error> {
         let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
         // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
@@ -52,6 +54,7 @@ impl PsHost {
             generation,
             store,
             outgoing: outgoing.clone(),
+            heir,
         };
         tokio::spawn(forward(events_rx, writer));
         Ok(Self { server, phase, outgoing, shards })
@@ -88,6 +91,8 @@ pub(crate) struct PartWriter {
     pub(crate) generation: u64,
     pub(crate) store: CheckpointStore,
     pub(crate) outgoing: Outgoing,
+    /// Who writes the part if this process dies.
+    pub(crate) heir: Option<Heir>,
 }
 
 impl PartWriter {
@@ -96,7 +101,33 @@ impl PartWriter {
         let path = Paths::part(GlobalStep(step), Generation(self.generation), self.shard, self.shards);
         let (start, end) = (snapshot.range.start as u64, snapshot.range.end as u64);
         let optimizer_step = snapshot.optimizer_step;
-        let written = self.store.write_part(&path, &layout, snapshot).await;
+        let content = Content::new(&layout, snapshot);
+        let written = match &content {
+            Ok(content) => {
+                let left = self.heir.clone().map(|heir| {
+                    let (content, task) = (content.clone(), heir.task.clone());
+                    let task = Task {
+                        phase: self.phase,
+                        id,
+                        path: path.clone(),
+                        global_step: step,
+                        optimizer_step,
+                        start,
+                        end,
+                        ..task
+                    };
+                    // Waits for values that are still being copied.
+                    tokio::task::spawn_blocking(move || heir.take(task, &content))
+                });
+                let written = self.store.write_part(&path, content).await;
+                if let Some(left) = left {
+                    // It has logged what it could not do.
+                    let _ = left.await;
+                }
+                written
+            }
+            Err(e) => Err(cannot_encode(&path, e)),
+        };
         let mut part = PartWritten {
             phase: self.phase,
             id,
@@ -112,7 +143,16 @@ impl PartWriter {
             Err(e) => part.error = chain(&e).join(": "),
         }
         self.outgoing.send(Message::PartWritten(part));
+        // Before the memory is used for anything else.
+        if let Some(heir) = &self.heir {
+            heir.agent.done(id);
+        }
+        drop(content);
     }
+}
+
+fn cannot_encode(path: &str, error: &serde_json::Error) -> Error {
+    Error::Checkpoint { path: path.to_owned(), action: "written", source: error.to_string().into() }
 }
 
 async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter) {

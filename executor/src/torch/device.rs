@@ -248,7 +248,7 @@ mod tests {
             let mut variables = [Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([2, 3])];
             let mut on_device = DeviceOptimizer::new(rule, &variables, &layout, None).unwrap();
             let mut flat: Vec<f32> = (0..6).map(|i| i as f32).collect();
-            let mut local = LocalTrainer::new(layout.clone(), rule, 0);
+            let mut local = LocalTrainer::new(layout.clone(), rule, 0).unwrap();
             for step in 0..20 {
                 let g: Vec<f32> = (0..6).map(|i| ((i * 7 + step) % 5) as f32 - 2.0).collect();
                 on_device.apply(step, &mut variables, &[Tensor::from_slice(&g).reshape([2, 3])]).unwrap();

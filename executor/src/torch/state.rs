@@ -119,6 +119,7 @@ impl TorchState {
                 generation: options.generation,
                 store,
                 outgoing: options.outgoing.clone(),
+                heir: options.heir.clone(),
             },
             runtime,
             ended: Mutex::new(false),
@@ -184,7 +185,7 @@ impl Hooks for Shared {
     fn snapshot(&self, id: u64) -> Result<(), Error> {
         self.flush();
         let phase = self.phase;
-        let taken = match lock(&self.trainer).as_ref().filter(|t| t.is_local()) {
+        let taken = match lock(&self.trainer).as_mut().filter(|t| t.is_local()) {
             Some(trainer) => trainer.snapshot(id)?.map(|s| (Arc::clone(&trainer.layout), s)),
             None => None,
         };

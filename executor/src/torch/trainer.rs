@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use tch::{Device, Tensor, no_grad};
+use tfos_ps::memory::{Arena, Cut};
 use tfos_ps::{FullState, InitState, Layout, LocalTrainer, Mode, PsClient, Push, Scheduled, Snapshot};
 
 use super::device::DeviceOptimizer;
-use super::slices::{check, floats, floats_mut};
+use super::slices::{Frozen, check, floats, floats_mut};
 use crate::Error;
 
 /// Where updates are made.
@@ -122,7 +123,7 @@ impl Trainer {
             Some(client) => Backend::Ps(client),
             None if on_cpu => Backend::Local(match begin.restored {
                 Some(state) => LocalTrainer::restore(layout.clone(), begin.optimizer, state)?,
-                None => LocalTrainer::new(layout.clone(), begin.optimizer, 0),
+                None => LocalTrainer::new(layout.clone(), begin.optimizer, 0)?,
             }),
             None => {
                 let optimizer = DeviceOptimizer::new(begin.optimizer, &trained, &layout, begin.restored)?;
@@ -271,24 +272,26 @@ impl Trainer {
         !matches!(self.backend, Backend::Ps(_))
     }
 
-    /// The whole state, copied.
-    pub(super) fn snapshot(&self, id: u64) -> Result<Option<Snapshot>, Error> {
+    /// The whole state: on the CPU without a copy of what does not change yet, of a GPU copied to the host.
+    pub(super) fn snapshot(&mut self, id: u64) -> Result<Option<Snapshot>, Error> {
         let buffers = on_host(&self.buffers)?;
         let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
-        match &self.backend {
-            Backend::Local(local) => {
-                let params: Vec<&[f32]> = self.variables.iter().map(floats).collect();
-                Ok(Some(local.snapshot(id, &params, &buffers)?))
-            }
+        match &mut self.backend {
+            Backend::Local(local) => Ok(Some(local.snapshot(id, Box::new(Frozen::new(&self.variables)), &buffers)?)),
             Backend::Device(optimizer, step) => {
                 let params: Vec<f32> = on_host(&self.variables)?.iter().flat_map(|t| floats(t).to_vec()).collect();
+                let arena = Arena::new()?;
+                let mut slots = vec![];
+                for (name, values) in optimizer.slots()? {
+                    slots.push((name, Cut::of(&arena, &values)?));
+                }
                 Ok(Some(Snapshot {
                     id,
                     step: *step,
                     optimizer_step: optimizer.optimizer_step(),
                     range: 0..params.len(),
-                    params: Arc::new(params),
-                    slots: optimizer.slots()?,
+                    params: Cut::of(&arena, &params)?,
+                    slots,
                     buffers: Some(buffers.concat()),
                 }))
             }

@@ -32,6 +32,8 @@ pub(super) fn run(flags: ExecutorFlags, applications: &[Arc<dyn Application>]) -
         None => std::env::var("TFOS_TOKEN")
             .map_err(|_| Error::Usage("no token: give --token-file with the file that the driver wrote".into()))?,
     };
+    // Before any other thread exists, and before GPUs are leased, which an agent must not hold.
+    let agent = tfos_executor::agent::Agent::start();
     // Before any other thread exists: the environment may be changed only then.
     let gpus = devices::lease(&devices::inventory(), flags.num_gpus)?;
     // SAFETY: this process has one thread yet.
@@ -55,6 +57,7 @@ pub(super) fn run(flags: ExecutorFlags, applications: &[Arc<dyn Application>]) -
         log: flags.log.unwrap_or_default(),
         connect_timeout: flags.connect_timeout.0,
         version: env!("CARGO_PKG_VERSION").into(),
+        agent: agent.clone(),
     };
     let applications = applications.to_vec();
     let registry = move |name: &str| -> Option<Arc<dyn NodeFunction>> {
@@ -75,6 +78,9 @@ pub(super) fn run(flags: ExecutorFlags, applications: &[Arc<dyn Application>]) -
     // The node's own threads are not waited for: the driver has stopped caring about them.
     if let Err(error) = &result {
         tracing::error!("{}", super::output::error_text(error));
+    }
+    if let Some(agent) = agent {
+        agent.stop();
     }
     let code = result.as_ref().err().map_or(0, Error::exit_code);
     std::process::exit(i32::from(code));

@@ -227,7 +227,7 @@ impl Served<'_> {
         header.step = version.step;
         header.body = version.params.len() as u64;
         header.aux = buffers.len() as u64;
-        wire::send(&mut *self.connection, header, &[], [version.params.as_slice(), buffers])
+        wire::send(&mut *self.connection, header, &[], [&version.params[..], buffers])
     }
 
     fn push(&mut self, header: Header) -> Result<(), Error> {

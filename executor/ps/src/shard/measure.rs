@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{BLOCK, Shard, Staged};
 use crate::decision::Part;
 use crate::error::Error;
-use crate::optimizer::{MAX_SLOTS, Round, accumulate, square_sum};
+use crate::optimizer::{Round, accumulate, square_sum};
 
 impl Shard {
     /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
@@ -25,13 +25,9 @@ impl Shard {
                 let mut sums = Vec::with_capacity(2 * self.variables.len());
                 for variable in &self.variables {
                     let mut norms = [0.0; 2];
-                    for block in blocks(variable.clone()) {
+                    for block in self.slots.blocks(variable.clone(), BLOCK) {
                         let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
-                        let mut slots: [&[f32]; MAX_SLOTS] = Default::default();
-                        for (view, slot) in slots.iter_mut().zip(&self.slots) {
-                            *view = &slot[block.clone()];
-                        }
-                        let slots = &slots[..self.slots.len()];
+                        let slots = &self.slots.views(block.clone())[..self.slots.count()];
                         let found = update.norms(scale, &self.current.params[block], grad, slots)?;
                         norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
                     }

@@ -6,6 +6,8 @@
 //! and every worker gets the parameters exactly as its own decision left them, on all shards. The price is memory:
 //! one spare version, plus one for each answer or snapshot under way.
 //!
+//! Slots have no readers but snapshots; they are updated in place, but for what a snapshot holds ([`Slots`]).
+//!
 //! In the steady state nothing is allocated: versions go back to a pool when their last reader lets go, and a staged
 //! gradient's buffer goes back to its connection with the outcome.
 
@@ -17,10 +19,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::measure::{aggregated, blocks};
+use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::error::{Error, Violation};
-use crate::optimizer::{MAX_SLOTS, Scheduled};
+use crate::memory::{Arena, Cut, Floats, Pool, Slots};
+use crate::optimizer::Scheduled;
 use crate::snapshot::Snapshot;
 
 /// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
@@ -30,7 +33,7 @@ const BLOCK: usize = 4096;
 #[derive(Debug, Clone)]
 pub(crate) struct Version {
     pub(crate) step: u64,
-    pub(crate) params: Arc<Vec<f32>>,
+    pub(crate) params: Arc<Floats>,
 }
 
 /// A gradient that has fully arrived, not decided yet. Reused from push to push.
@@ -110,8 +113,8 @@ pub(crate) struct Shard {
     optimizer_step: u64,
     current: Version,
     /// Older versions, some still being read.
-    pool: Vec<Arc<Vec<f32>>>,
-    slots: Vec<Vec<f32>>,
+    pool: Arc<Pool>,
+    slots: Slots,
     buffers: Option<Vec<f32>>,
     staged: Vec<Staged>,
     workers: BTreeMap<u32, WorkerState>,
@@ -136,6 +139,9 @@ impl Shard {
         }
         let everything = std::iter::once(0..expected).collect();
         let variables = if begin.optimizer.has_trust_ratios() { begin.variables } else { everything };
+        let arena = Arena::new()?;
+        let mut params = arena.floats(expected)?;
+        params.copy_from_slice(&begin.params);
         Ok(Shard {
             shard: begin.shard,
             variables,
@@ -143,9 +149,9 @@ impl Shard {
             range: begin.range,
             optimizer: begin.optimizer,
             optimizer_step: begin.optimizer_step,
-            current: Version { step: begin.step, params: Arc::new(begin.params) },
-            pool: Vec::new(),
-            slots: begin.slots,
+            current: Version { step: begin.step, params: Arc::new(params) },
+            pool: Pool::new(&arena, expected),
+            slots: Slots::new(&arena, expected, begin.slots)?,
             buffers: begin.buffers,
             staged: Vec::new(),
             workers: BTreeMap::new(),
@@ -278,39 +284,29 @@ impl Shard {
         let variables = self.variables.len();
         let plan = self.optimizer.plan(self.current.step, self.optimizer_step + 1, totals, variables)?;
         self.optimizer_step += 1;
-        let mut next = self.spare();
-        let out = Arc::make_mut(&mut next);
-        let count = self.slots.len();
+        let mut next = self.pool.take()?;
+        // Nobody else has it; if somebody had, nothing would be written.
+        let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
+        let count = self.slots.count();
+        self.slots.begin();
         for (variable, part) in self.variables.iter().enumerate() {
             let update = plan.of(variable);
-            for block in blocks(part.clone()) {
+            for block in self.slots.blocks(part.clone(), BLOCK) {
                 let params = &mut out[block.clone()];
                 params.copy_from_slice(&self.current.params[block.clone()]);
-                let mut slots: [&mut [f32]; MAX_SLOTS] = Default::default();
-                for (view, slot) in slots.iter_mut().zip(&mut self.slots) {
-                    *view = &mut slot[block.clone()];
-                }
-                let (scale, grad) = aggregated(&self.staged, parts, block, &mut self.scratch);
-                update.apply(scale, params, grad, &mut slots[..count])?;
+                let (scale, grad) = aggregated(&self.staged, parts, block.clone(), &mut self.scratch);
+                update.apply(scale, params, grad, &mut self.slots.views_mut(block)?[..count])?;
             }
         }
+        self.slots.end();
         for staged in &mut self.staged[..parts.len()] {
             if let (Some(buffers), Some(sent)) = (&mut self.buffers, &staged.buffers) {
                 buffers.clone_from(sent);
             }
         }
         let last = std::mem::replace(&mut self.current, Version { step, params: next });
-        self.pool.push(last.params);
+        self.pool.put(last.params);
         Ok(())
-    }
-
-    /// A version that nobody reads any more, or a new one.
-    fn spare(&mut self) -> Arc<Vec<f32>> {
-        let free = self.pool.iter_mut().position(|version| Arc::get_mut(version).is_some());
-        match free {
-            Some(at) => self.pool.swap_remove(at),
-            None => Arc::new(vec![0.0; self.len()]),
-        }
     }
 
     fn decided(&mut self, worker: u32, seq: u64, dropped: bool, staged: Option<Staged>) {
@@ -323,15 +319,17 @@ impl Shard {
         }
     }
 
+    /// Nothing is copied; what the next update needs beside what is frozen is sought meanwhile.
     fn snapshot(&self, id: u64) -> Snapshot {
+        self.pool.prepare(1);
         let names = self.optimizer.slots().iter().map(|&name| name.to_owned());
         Snapshot {
             id,
             step: self.current.step,
             optimizer_step: self.optimizer_step,
             range: self.range.clone(),
-            params: Arc::clone(&self.current.params),
-            slots: names.zip(self.slots.iter().cloned()).collect(),
+            params: Cut::whole(Arc::clone(&self.current.params)),
+            slots: names.zip(self.slots.freeze()).collect(),
             buffers: self.buffers.clone(),
         }
     }

@@ -13,7 +13,7 @@ const SYNC2: Mode = Mode::Sync { replicas_to_aggregate: 2 };
 fn alone(problem: &Regression, optimizer: Scheduled, steps: u64) -> Vec<f32> {
     let layout = problem.layout().unwrap();
     let mut params = vec![0.0; layout.total];
-    let mut trainer = LocalTrainer::new(layout, optimizer, 0);
+    let mut trainer = LocalTrainer::new(layout, optimizer, 0).unwrap();
     for step in 0..steps {
         let (_, gradient) = problem.gradient(&params, step * 24..step * 24 + 24);
         let (bias, weight) = params.split_at_mut(1);
@@ -217,7 +217,7 @@ fn same_on_any_number_of_shards(optimizer: Scheduled) {
     let problem = Regression::new(90, 8);
     let layout = problem.layout().unwrap();
     let mut local = vec![0.0; layout.total];
-    let mut trainer = LocalTrainer::new(layout, optimizer, 0);
+    let mut trainer = LocalTrainer::new(layout, optimizer, 0).unwrap();
     let clusters = [1, 3].map(|shards| Cluster::start(shards, 1));
     let mut workers =
         clusters.each_ref().map(|cluster| Worker::join(cluster, 0, &problem, Some((optimizer, Mode::Async))));

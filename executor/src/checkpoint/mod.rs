@@ -6,36 +6,47 @@
 //! counted in elements. Optimizer slots are `optimizer/SLOT/NAME`, non-trainable buffers `buffer/NAME`.
 //! Format: <https://huggingface.co/docs/safetensors> (u64 length, JSON header, raw little-endian data).
 
-use std::ops::Range;
+mod encode;
+mod write;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
-use serde_json::{Map, Value, json};
+use object_store::{ObjectStore, ObjectStoreExt};
 use tfos_core::checkpoint::{Manifest, Part};
-use tfos_ps::{FullState, Layout, Scheduled, Snapshot, Variable};
+use tfos_ps::{FullState, Layout, Scheduled, Variable};
 
 use crate::Error;
 
-/// Files above this size go up in several requests.
-const MULTIPART_BYTES: usize = 64 << 20;
+pub(crate) use encode::Content;
 
 /// The model directory as executors see it.
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     store: Arc<dyn ObjectStore>,
     root: Path,
+    /// Where it is on this host's file system, if it is: parts are written there directly, to know when they are durable.
+    local: Option<PathBuf>,
 }
 
 /// A written part.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     /// Size of the file.
     pub bytes: u64,
     /// CRC-32C of the file.
     pub crc32c: u32,
+}
+
+impl Written {
+    /// Takes the next bytes of the file in.
+    fn add(&mut self, bytes: &[u8]) {
+        self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
+        self.bytes += bytes.len() as u64;
+    }
 }
 
 fn cannot(path: &str, action: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -45,8 +56,9 @@ fn cannot(path: &str, action: &'static str, source: impl Into<Box<dyn std::error
 impl CheckpointStore {
     /// Opens a model directory.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let (store, root, _) = tfos_data::store::resolve(url)?;
-        Ok(Self { store, root })
+        let (store, root, url) = tfos_data::store::resolve(url)?;
+        let local = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten();
+        Ok(Self { store, root, local })
     }
 
     fn path(&self, relative: &str) -> Path {
@@ -62,27 +74,6 @@ impl CheckpointStore {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes.into())
-    }
-
-    /// Writes one part. Nothing of it is visible under its name unless all of it is (the store's promise).
-    pub async fn write_part(&self, path: &str, layout: &Layout, snapshot: Snapshot) -> Result<Written, Error> {
-        let chunks = encode(layout, snapshot).map_err(|e| cannot(path, "written", e))?;
-        let bytes: usize = chunks.iter().map(Bytes::len).sum();
-        let crc32c = chunks.iter().fold(0, |crc, chunk| crc32c::crc32c_append(crc, chunk));
-        let target = self.path(path);
-        if bytes <= MULTIPART_BYTES {
-            let payload: PutPayload = chunks.into_iter().collect();
-            self.store.put(&target, payload).await.map_err(|e| cannot(path, "written", e))?;
-        } else {
-            let upload = self.store.put_multipart(&target).await.map_err(|e| cannot(path, "written", e))?;
-            let mut writer = WriteMultipart::new_with_chunk_size(upload, 16 << 20);
-            for chunk in chunks {
-                writer.wait_for_capacity(4).await.map_err(|e| cannot(path, "written", e))?;
-                writer.put(chunk);
-            }
-            writer.finish().await.map_err(|e| cannot(path, "written", e))?;
-        }
-        Ok(Written { bytes: bytes as u64, crc32c })
     }
 
     /// Reads a manifest, relative to the model directory.
@@ -130,70 +121,6 @@ pub struct Checkpoint {
     pub optimizer: Scheduled,
     /// Its values.
     pub state: FullState,
-}
-
-/// Where variables meet a shard's range: (variable, elements of the variable).
-fn overlaps<'a>(layout: &'a Layout, range: &'a Range<usize>) -> impl Iterator<Item = (&'a Variable, Range<usize>)> {
-    layout.variables.iter().filter_map(move |v| {
-        let begin = v.offset.max(range.start);
-        let end = (v.offset + v.len()).min(range.end);
-        (begin < end || (v.is_empty() && range.start == 0)).then(|| (v, begin - v.offset..end.max(begin) - v.offset))
-    })
-}
-
-fn bytes_of(values: Arc<Vec<f32>>) -> Bytes {
-    struct Raw(Arc<Vec<f32>>);
-    impl AsRef<[u8]> for Raw {
-        fn as_ref(&self) -> &[u8] {
-            // SAFETY: any f32 is four initialised bytes, and u8 has no alignment; the Arc keeps them alive.
-            #[expect(unsafe_code, reason = "a view of floats as bytes, without a copy")]
-            unsafe {
-                std::slice::from_raw_parts(self.0.as_ptr().cast(), std::mem::size_of_val(self.0.as_slice()))
-            }
-        }
-    }
-    Bytes::from_owner(Raw(values))
-}
-
-/// Header and data, the data being the snapshot's own memory.
-fn encode(layout: &Layout, snapshot: Snapshot) -> Result<Vec<Bytes>, serde_json::Error> {
-    let Snapshot { step, optimizer_step, range, params, slots, buffers, .. } = snapshot;
-    let mut header = Map::new();
-    header.insert(
-        "__metadata__".into(),
-        json!({"format": "pt", "global_step": step.to_string(), "optimizer_step": optimizer_step.to_string()}),
-    );
-    let mut at = 0usize;
-    let mut entry = |name: String, shape: &[i64], elements: usize| {
-        let end = at + elements * 4;
-        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
-        at = end;
-    };
-    let mut block = |prefix: &str| {
-        for (v, part) in overlaps(layout, &range) {
-            if part.len() == v.len() {
-                entry(format!("{prefix}{}", v.name), &v.shape, v.len());
-            } else {
-                entry(format!("{prefix}{}@{}", v.name, part.start), &[part.len() as i64], part.len());
-            }
-        }
-    };
-    block("");
-    for (slot, _) in &slots {
-        block(&format!("optimizer/{slot}/"));
-    }
-    if buffers.is_some() {
-        for v in &layout.buffers {
-            entry(format!("buffer/{}", v.name), &v.shape, v.len());
-        }
-    }
-    let mut text = serde_json::to_vec(&Value::Object(header))?;
-    // Data begins at a multiple of 8, as the format asks.
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut chunks = vec![Bytes::copy_from_slice(&(text.len() as u64).to_le_bytes()), text.into(), bytes_of(params)];
-    chunks.extend(slots.into_iter().map(|(_, values)| bytes_of(Arc::new(values))));
-    chunks.extend(buffers.map(|values| bytes_of(Arc::new(values))));
-    Ok(chunks)
 }
 
 /// What is wrong with a part that is a good file otherwise.
@@ -245,10 +172,12 @@ fn decode(layout: &Layout, file: &[u8], state: &mut FullState) -> Result<(), Par
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tfos_ps::shard_range;
+    use tfos_ps::memory::{Arena, Cut};
+    use tfos_ps::{Snapshot, shard_range};
 
     #[test]
     fn parts_of_any_cut_join_to_the_same_state() {
+        let arena = Arena::new().unwrap();
         let layout = Layout::new(
             [("a/weight".into(), vec![5, 9]), ("b".into(), vec![]), ("c".into(), vec![40])],
             [("bn/mean".into(), vec![3])],
@@ -270,12 +199,14 @@ mod tests {
                     id: 1,
                     step: 7,
                     optimizer_step: 6,
-                    params: Arc::new(flat(0.0)[range.clone()].to_vec()),
-                    slots: vec![("sum".into(), flat(0.5)[range.clone()].to_vec())],
+                    params: Cut::of(&arena, &flat(0.0)[range.clone()]).unwrap(),
+                    slots: vec![("sum".into(), Cut::of(&arena, &flat(0.5)[range.clone()]).unwrap())],
                     buffers: (k == 0).then(|| vec![1.0, 2.0, 3.0]),
                     range,
                 };
-                let file = encode(&layout, snapshot).unwrap().concat();
+                let content = Content::new(&layout, snapshot).unwrap();
+                let file = content.pieces().map(|piece| piece.unwrap()).collect::<Vec<_>>().concat();
+                assert_eq!(file.len() as u64, content.bytes());
                 decode(&layout, &file, &mut state).unwrap();
             }
             assert_eq!(

@@ -1,0 +1,171 @@
+//! A second process of each executor, which writes the snapshot of an executor that died.
+//!
+//! It is forked at the start, before there is a thread, and sleeps on a socket; it costs no memory of its own. Of each
+//! snapshot that is being written it is given the descriptors of the memory in which that lies. The end of the socket is
+//! the end of the executor. With a snapshot in hand the agent then asks the driver whether it is wanted, writes the part,
+//! reports it, and ends; without one it ends at once.
+//!
+//! - `AGT-1` an agent outlives its executor only while the driver says that it waits for the part.
+
+mod rescue;
+mod will;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use tfos_core::failure::chain;
+
+use crate::checkpoint::Content;
+pub(crate) use will::Task;
+use will::Will;
+
+/// What the executor says; the first byte of a message, the number of a snapshot follows.
+const TAKE: u8 = 1;
+const DONE: u8 = 2;
+const FORGET: u8 = 3;
+
+/// Descriptors of one message: the will and the files that it names.
+const MAX_FDS: usize = 8;
+
+/// An agent, and what it has to know beside the snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct Heir {
+    pub(crate) agent: Arc<Agent>,
+    pub(crate) task: Task,
+}
+
+impl Heir {
+    /// Leaves it the snapshot, in case that this process dies before that is written.
+    pub(crate) fn take(&self, task: Task, content: &Content) {
+        let id = task.id;
+        let left = Will::new(task, content).map_err(|e| chain(&e).join(": "));
+        if let Err(error) = left.and_then(|will| self.agent.take(id, &will).map_err(|e| e.to_string())) {
+            tracing::warn!("snapshot {id} is lost if this process dies before it is written: {error}");
+        }
+    }
+}
+
+/// The executor's end.
+#[derive(Debug)]
+pub struct Agent {
+    socket: Mutex<Option<OwnedFd>>,
+    process: Pid,
+}
+
+impl Agent {
+    /// Forks the agent. `None` when this process has threads already, as a fork would not be safe then, or when the system
+    /// has no process to spare: the job runs without.
+    pub fn start() -> Option<Arc<Agent>> {
+        let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
+        if threads.ok() != Some(1) {
+            return None;
+        }
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = pair.ok()?;
+        // SAFETY: this process has one thread, so the child finds every lock free.
+        #[expect(unsafe_code, reason = "a fork without exec shares libtorch's pages and takes a millisecond")]
+        let forked = unsafe { fork() };
+        match forked.ok()? {
+            ForkResult::Parent { child } => Some(Arc::new(Agent { socket: Mutex::new(Some(ours)), process: child })),
+            ForkResult::Child => {
+                drop(ours);
+                std::process::exit(live(theirs));
+            }
+        }
+    }
+
+    fn take(&self, id: u64, will: &Will) -> io::Result<()> {
+        let file = will.to_file()?;
+        let files: Vec<BorrowedFd<'_>> = std::iter::once(file.as_fd()).chain(will.files()).collect();
+        self.say(TAKE, id, &files)
+    }
+
+    /// It is written, or given up.
+    pub(crate) fn done(&self, id: u64) {
+        // An agent that is gone has nothing to forget.
+        let _ = self.say(DONE, id, &[]);
+    }
+
+    fn say(&self, kind: u8, id: u64, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(socket) = socket.as_ref() else { return Ok(()) };
+        if files.len() > MAX_FDS {
+            return Err(io::Error::other("it lies in too many files"));
+        }
+        let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+        let mut message = vec![kind];
+        message.extend_from_slice(&id.to_le_bytes());
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&message)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// The executor ends as it should: nothing is to be rescued. Returns when the agent is gone.
+    pub fn stop(&self) {
+        let _ = self.say(FORGET, 0, &[]);
+        drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let _ = nix::sys::wait::waitpid(self.process, None);
+    }
+}
+
+/// The life of the agent; gives its exit code.
+fn live(socket: OwnedFd) -> i32 {
+    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: no handler is installed, the signal is ignored.
+        #[expect(unsafe_code, reason = "what ends the executor must not end who is there for its end")]
+        unsafe {
+            // A signal that cannot be ignored ends the agent, and the job is as without one.
+            let _ = signal(ignored, SigHandler::SigIgn);
+        }
+    }
+    let _ = nix::sys::prctl::set_name(c"tfos-agent");
+    let mut wills: Vec<(u64, Vec<OwnedFd>)> = vec![];
+    loop {
+        match hear(&socket) {
+            Ok(Some((TAKE, id, files))) => wills.push((id, files)),
+            Ok(Some((DONE, id, _))) => wills.retain(|(other, _)| *other != id),
+            Ok(Some((FORGET, ..))) => wills.clear(),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(_) => return 1,
+        }
+    }
+    drop(socket);
+    i32::from(!wills.into_iter().fold(true, |good, (_, files)| rescue::run(files) && good))
+}
+
+/// The next message; `None` at the end.
+fn hear(socket: &OwnedFd) -> io::Result<Option<(u8, u64, Vec<OwnedFd>)>> {
+    let mut message = [0u8; 9];
+    let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
+    loop {
+        let mut parts = [IoSliceMut::new(&mut message)];
+        let received = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+        {
+            Ok(received) => received,
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut files = vec![];
+        for control in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows them.
+                #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
+                files.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        let [kind, id @ ..] = message;
+        return Ok(Some((kind, u64::from_le_bytes(id), files)));
+    }
+}

@@ -1,0 +1,197 @@
+//! Writes a part behind training: piece by piece, with bounded memory, and again when the store did not take it.
+//!
+//! - `CKP-5` a part that is reported is durable: on a file system it has reached the disk, name and all.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use tokio::sync::mpsc;
+
+use super::encode::Content;
+use super::{CheckpointStore, Written, cannot};
+use crate::Error;
+
+/// Files above this size go up in several requests.
+const MULTIPART_BYTES: u64 = 64 << 20;
+
+/// Least bytes of a request; S3 takes ten thousand of them.
+const REQUEST_BYTES: u64 = 16 << 20;
+const REQUESTS: u64 = 9_000;
+
+/// Requests under way.
+const CONCURRENCY: usize = 4;
+
+/// Tries of a part, and the pause after the first that failed; it doubles. Below them the store's client repeats single
+/// requests by itself.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl CheckpointStore {
+    /// Writes one part. Nothing of it is visible under its name unless all of it is.
+    pub(crate) async fn write_part(&self, path: &str, content: &Content) -> Result<Written, Error> {
+        let mut pause = PAUSE;
+        for attempt in 1.. {
+            let error = match self.try_part(path, content).await {
+                Ok(written) => return Ok(written),
+                Err(error) => error,
+            };
+            if attempt == TRIES || !is_temporary(&error) {
+                return Err(error);
+            }
+            let why = tfos_core::failure::chain(&error).join(": ");
+            tracing::warn!("{why}; trying again in {} s, training goes on", pause.as_secs());
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Err(cannot(path, "written", "no attempt was made"))
+    }
+
+    async fn try_part(&self, path: &str, content: &Content) -> Result<Written, Error> {
+        match &self.local {
+            Some(root) => {
+                let (target, content, name) = (root.join(path), content.clone(), path.to_owned());
+                let written = tokio::task::spawn_blocking(move || to_file(&target, &content, &name));
+                written.await.map_err(|e| cannot(path, "written", e))?
+            }
+            None => to_store(&self.store, &self.path(path), content, path).await,
+        }
+    }
+}
+
+/// Whether another try may help: not when the store says that it is not allowed, or not there.
+fn is_temporary(error: &Error) -> bool {
+    use object_store::Error as Store;
+    let Error::Checkpoint { source, .. } = error else { return false };
+    match source.downcast_ref::<Store>() {
+        Some(error) => !matches!(
+            error,
+            Store::PermissionDenied { .. }
+                | Store::Unauthenticated { .. }
+                | Store::NotFound { .. }
+                | Store::InvalidPath { .. }
+                | Store::NotSupported { .. }
+                | Store::NotImplemented { .. }
+                | Store::UnknownConfigurationKey { .. }
+        ),
+        None => source.downcast_ref::<std::io::Error>().is_some_and(|e| {
+            use std::io::ErrorKind as Kind;
+            matches!(e.kind(), Kind::Interrupted | Kind::TimedOut | Kind::ResourceBusy | Kind::StaleNetworkFileHandle)
+        }),
+    }
+}
+
+/// A file of its own beside the target, which takes the target's name when it is on the disk.
+fn to_file(target: &FilePath, content: &Content, name: &str) -> Result<Written, Error> {
+    let io = |e: std::io::Error| cannot(name, "written", e);
+    let folder = target.parent().unwrap_or(target);
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let (mut file, staged) = create_beside(target).map_err(io)?;
+    let written = fill(&mut file, content, name).and_then(|written| {
+        file.sync_data().map_err(io)?;
+        std::fs::rename(&staged, target).map_err(io)?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+        Ok(written)
+    });
+    if written.is_err() {
+        // What is left is garbage that `gc` knows; the first error is the one to tell.
+        let _ = std::fs::remove_file(&staged);
+    }
+    written
+}
+
+/// Named as object_store names what it has not finished on a file system, so that one clean-up knows both.
+fn create_beside(target: &FilePath) -> std::io::Result<(File, PathBuf)> {
+    let mut number = 1u32;
+    loop {
+        let mut name = target.as_os_str().to_owned();
+        name.push(format!("#{number}"));
+        let staged = PathBuf::from(name);
+        match File::options().write(true).create_new(true).open(&staged) {
+            Ok(file) => return Ok((file, staged)),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => number += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn fill(file: &mut File, content: &Content, name: &str) -> Result<Written, Error> {
+    let mut written = Written::default();
+    for piece in content.pieces() {
+        let piece = piece?;
+        let start = written.bytes;
+        written.add(&piece);
+        file.write_all(&piece).map_err(|e| cannot(name, "written", e))?;
+        begin_write_back(file, start, piece.len());
+    }
+    Ok(written)
+}
+
+/// Has the disk begin with these bytes now, so that little is left to wait for at the end.
+fn begin_write_back(file: &File, start: u64, len: usize) {
+    // SAFETY: a system call on a descriptor that is open; it touches no memory of this process.
+    #[expect(unsafe_code, reason = "nix has no wrapper for it")]
+    unsafe {
+        // Only advice: where the file system does not take it, the bytes go to the disk at the end.
+        nix::libc::sync_file_range(file.as_raw_fd(), start as i64, len as i64, nix::libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
+async fn to_store(
+    store: &Arc<dyn ObjectStore>,
+    target: &Path,
+    content: &Content,
+    name: &str,
+) -> Result<Written, Error> {
+    let failed = |e: object_store::Error| cannot(name, "written", e);
+    let bytes = content.bytes();
+    // Pieces may have to wait for memory, and checksums take their time: not on the threads of the runtime.
+    let (sender, mut pieces) = mpsc::channel::<Result<Bytes, Error>>(2);
+    let content = content.clone();
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut written = Written::default();
+        for piece in content.pieces() {
+            if let Ok(piece) = &piece {
+                written.add(piece);
+            }
+            if sender.blocking_send(piece).is_err() {
+                break;
+            }
+        }
+        written
+    });
+    if bytes <= MULTIPART_BYTES {
+        let mut all = vec![];
+        while let Some(piece) = pieces.recv().await {
+            all.push(piece?);
+        }
+        store.put(target, all.into_iter().collect::<PutPayload>()).await.map_err(failed)?;
+    } else {
+        let upload = store.put_multipart(target).await.map_err(failed)?;
+        let request = bytes.div_ceil(REQUESTS).max(REQUEST_BYTES) as usize;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, request);
+        let sent = async {
+            while let Some(piece) = pieces.recv().await {
+                writer.wait_for_capacity(CONCURRENCY).await.map_err(failed)?;
+                writer.put(piece?);
+            }
+            Ok(())
+        };
+        let sent: Result<(), Error> = sent.await;
+        match sent {
+            Ok(()) => drop(writer.finish().await.map_err(failed)?),
+            Err(error) => {
+                // The first error is the one to tell; requests that stay behind are the store's to clean up.
+                let _ = writer.abort().await;
+                return Err(error);
+            }
+        }
+    }
+    reader.await.map_err(|e| cannot(name, "written", e))
+}
