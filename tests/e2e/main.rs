@@ -2,6 +2,7 @@
 //! TensorFlowOnSpark's tests keep their names.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends by a panic")]
 
+mod agent;
 mod bad_data;
 mod bad_input;
 mod cli;

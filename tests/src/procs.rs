@@ -23,6 +23,13 @@ pub struct Executor {
 
 /// The living executors whose log is below `folder`, by id.
 pub fn executors(folder: &Path) -> Vec<Executor> {
+    let mut found = with_agents(folder);
+    found.retain(|e| std::fs::read_to_string(format!("/proc/{}/comm", e.pid)).is_ok_and(|c| c != "tfos-agent\n"));
+    found
+}
+
+/// Executors and their agents, which are forks of them.
+fn with_agents(folder: &Path) -> Vec<Executor> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut found: Vec<Executor> =
         processes.filter_map(|p| executor(p.file_name().to_str()?.parse().ok()?, folder)).collect();
@@ -61,11 +68,11 @@ pub fn exists(pid: i32) -> bool {
     nix::sys::signal::kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
-/// Ends the test if an executor of the job below `folder` is left after `limit`; kills those first.
+/// Ends the test if an executor or an agent of the job below `folder` is left after `limit`; kills those first.
 pub fn assert_none_left(folder: &Path, limit: Duration) {
-    let gone = wait::poll(limit, || executors(folder).is_empty().then_some(()));
+    let gone = wait::poll(limit, || with_agents(folder).is_empty().then_some(()));
     if gone.is_none() {
-        let left = executors(folder);
+        let left = with_agents(folder);
         for executor in &left {
             let _ = nix::sys::signal::kill(Pid::from_raw(executor.pid), Signal::SIGKILL);
         }

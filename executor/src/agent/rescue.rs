@@ -48,6 +48,7 @@ async fn rescue(task: &Task, content: &Content) -> bool {
             return false;
         }
     };
+    store.remove_unfinished(&task.path);
     let write = store.write_part(&task.path, content);
     tokio::pin!(write);
     let written = loop {

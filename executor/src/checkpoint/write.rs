@@ -53,6 +53,17 @@ impl CheckpointStore {
         Err(cannot(path, "written", "no attempt was made"))
     }
 
+    /// Removes what a dead process has left of a part on a file system.
+    pub(crate) fn remove_unfinished(&self, path: &str) {
+        let Some(target) = self.local.as_ref().map(|root| root.join(path)) else { return };
+        for number in 1.. {
+            // Numbers are given from 1 on without gaps.
+            if std::fs::remove_file(beside(&target, number)).is_err() {
+                return;
+            }
+        }
+    }
+
     async fn try_part(&self, path: &str, content: &Content) -> Result<Written, Error> {
         match &self.local {
             Some(root) => {
@@ -107,12 +118,16 @@ fn to_file(target: &FilePath, content: &Content, name: &str) -> Result<Written, 
 }
 
 /// Named as object_store names what it has not finished on a file system, so that one clean-up knows both.
+fn beside(target: &FilePath, number: u32) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(format!("#{number}"));
+    PathBuf::from(name)
+}
+
 fn create_beside(target: &FilePath) -> std::io::Result<(File, PathBuf)> {
     let mut number = 1u32;
     loop {
-        let mut name = target.as_os_str().to_owned();
-        name.push(format!("#{number}"));
-        let staged = PathBuf::from(name);
+        let staged = beside(target, number);
         match File::options().write(true).create_new(true).open(&staged) {
             Ok(file) => return Ok((file, staged)),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => number += 1,

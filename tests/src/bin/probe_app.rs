@@ -37,7 +37,7 @@ const MODES: [(&str, &str); 18] = [
     (
         "linear",
         "trains y = 2 x + 1, with drop-last=1 on whole batches only, then reports w and b; stands still at gate=FILE before \
-         step gate-at=N; the chief computes for compute-secs=N in its second step",
+         step gate-at=N; the chief computes for compute-secs=N in its second step; has ballast=N parameters",
     ),
     (
         "ordered",
@@ -335,7 +335,10 @@ fn compute(time: Duration) {
 
 fn linear(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError> {
     let line = nn::linear(context.variables() / "line", 1, 1, Default::default());
-    context.train_with(Optimizer::sgd(0.3))?;
+    // Makes checkpoints large, and takes no part in the loss.
+    let ballast = args.number("ballast", 0) as i64;
+    let _ballast = (ballast > 0).then(|| context.variables().zeros("ballast", &[ballast]));
+    context.train_with(if ballast > 0 { Optimizer::adam(0.3) } else { Optimizer::sgd(0.3) })?;
     let drop_last = args.number("drop-last", 0) == 1 && context.kind() == PhaseKind::Train;
     let mut feed = context.data_feed()?.drop_last(drop_last);
     let mut batches = 0;
