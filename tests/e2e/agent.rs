@@ -10,15 +10,18 @@ use tfos_tests::{Lab, logs};
 
 use crate::verified_rows;
 
-/// 60 MB of parameters and twice that of Adam's slots: takes longer to write than a test needs to look.
-const BALLAST: &str = "15000000";
-const ROWS: u64 = 600;
+/// 32 MB of parameters and twice that of Adam's slots: takes longer to write than a test needs to look.
+const BALLAST: &str = "8000000";
+const ROWS: u64 = 300;
 
-/// A part that is being written.
+/// A part that is being written, and of which more than half is there: by then the snapshot is complete.
 fn unfinished(model: &Path) -> Option<PathBuf> {
     let steps = std::fs::read_dir(model.join("checkpoints")).ok()?.flatten();
     let mut files = steps.flat_map(|step| std::fs::read_dir(step.path()).into_iter().flatten().flatten());
-    files.find(|file| file.file_name().to_string_lossy().contains(".safetensors#")).map(|file| file.path())
+    let half = |file: &std::fs::DirEntry| file.metadata().is_ok_and(|m| m.len() > 50_000_000);
+    files
+        .find(|file| file.file_name().to_string_lossy().contains(".safetensors#") && half(file))
+        .map(|file| file.path())
 }
 
 /// Kills executor `victim` in the middle of a write; false where the write was quicker than the signal.
@@ -28,7 +31,7 @@ fn killed_while_writing(lab: &Lab, name: &str, shape: &str, victim: u32, node: &
     let args = format!("mode=linear epochs=1 ballast={BALLAST} data={}", data.display());
     let mut gate = lab.gate(&format!("{name}-gate"));
     let submit = || lab.probe(&args).model_dir(&model).flags("--save-checkpoints-steps 3 --quiet").flags(shape);
-    let mut running = submit().args_of(gate.arguments(40)).start();
+    let mut running = submit().args_of(gate.arguments(20)).start();
     let part = poll(secs(60), || unfinished(&model).map(Some).or_else(|| (!running.is_running()).then_some(None)));
     let part = part.flatten().unwrap_or_else(|| panic!("no part was written\n{}", logs::tails(&model)));
     signal(executor_of(&model, victim).pid, Signal::SIGKILL);

@@ -7,6 +7,7 @@
 //!
 //! - `AGT-1` an agent outlives its executor only while the driver says that it waits for the part.
 
+mod client;
 mod rescue;
 mod will;
 

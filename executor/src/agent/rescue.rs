@@ -4,19 +4,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tfos_core::failure::chain;
-use tfos_core::proto::control_client::ControlClient;
-use tfos_core::proto::{PartWritten, RescueReport};
-use tonic::Request;
-use tonic::transport::{Channel, Endpoint};
+use tfos_core::proto::PartWritten;
 
+use super::client::Driver;
 use super::will::{self, Task};
 use crate::checkpoint::{CheckpointStore, Content};
 
 /// How often the driver is asked whether it still waits; it gives up after three seconds of silence.
 const ASK: Duration = Duration::from_millis(500);
-
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(2);
 
 /// Whether everything went well.
 pub(super) fn run(files: Vec<OwnedFd>) -> bool {
@@ -79,30 +74,4 @@ async fn rescue(task: &Task, content: &Content) -> bool {
     }
     driver.wants(task, Some(part)).await;
     good
-}
-
-struct Driver(ControlClient<Channel>);
-
-impl Driver {
-    /// `None` when it is gone: then nobody would make a checkpoint of the part.
-    async fn call(task: &Task) -> Option<Self> {
-        let endpoint = Endpoint::from_shared(task.driver.clone()).ok()?.connect_timeout(ANSWER);
-        Some(Self(ControlClient::new(endpoint.connect().await.ok()?)))
-    }
-
-    /// Whether the part is wanted still; brings it, if it is there.
-    async fn wants(&mut self, task: &Task, part: Option<PartWritten>) -> bool {
-        let report = RescueReport {
-            executor_id: task.executor,
-            generation: task.generation,
-            phase: task.phase,
-            id: task.id,
-            part,
-        };
-        let mut request = Request::new(report);
-        let Ok(bearer) = format!("Bearer {}", task.token).parse() else { return false };
-        request.metadata_mut().insert("authorization", bearer);
-        let answer = tokio::time::timeout(ANSWER, self.0.rescue(request)).await;
-        matches!(answer, Ok(Ok(answer)) if answer.get_ref().wanted)
-    }
 }
