@@ -33,7 +33,8 @@ fn killed_while_writing(lab: &Lab, name: &str, shape: &str, victim: u32, node: &
     let submit = || lab.probe(&args).model_dir(&model).flags("--save-checkpoints-steps 3 --quiet").flags(shape);
     let mut running = submit().args_of(gate.arguments(20)).start();
     let part = poll(secs(60), || unfinished(&model).map(Some).or_else(|| (!running.is_running()).then_some(None)));
-    let part = part.flatten().unwrap_or_else(|| panic!("no part was written\n{}", logs::tails(&model)));
+    assert!(part.is_some(), "no part was written\n{}", logs::tails(&model));
+    let part = part.flatten().expect("the job lives while it writes");
     signal(executor_of(&model, victim).pid, Signal::SIGKILL);
     let done = running.wait().fails(1, &[node, "SIGKILL"]);
     assert_none_left(&model, secs(1));
@@ -45,7 +46,7 @@ fn killed_while_writing(lab: &Lab, name: &str, shape: &str, victim: u32, node: &
     let steps = checkpoints(&model);
     assert_eq!(steps.len(), 1, "{steps:?}: the snapshot has become a checkpoint");
     let trained = verified_rows(&model);
-    assert!(trained >= 30 && trained < ROWS, "{trained} rows");
+    assert!((30..ROWS).contains(&trained), "{trained} rows");
     gate.open();
     let again = submit().run().ok().says(&[&format!("resuming from step {}", steps[0])]);
     assert_eq!(again.number("rows") as u64 + trained, ROWS);

@@ -210,3 +210,58 @@ async fn to_store(
     }
     reader.await.map_err(|e| cannot(name, "written", e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tfos_ps::memory::{Arena, Cut};
+    use tfos_ps::{Layout, Snapshot};
+
+    fn content(elements: usize) -> Content {
+        let arena = Arena::new().unwrap();
+        let layout = Layout::new([("w".into(), vec![elements as i64])], []).unwrap();
+        let values: Vec<f32> = (0..elements).map(|i| i as f32).collect();
+        let cut = || Cut::of(&arena, &values).unwrap();
+        let slots = vec![("sum".into(), cut())];
+        let snapshot =
+            Snapshot { id: 1, step: 7, optimizer_step: 7, range: 0..elements, params: cut(), slots, buffers: None };
+        Content::new(&layout, snapshot).unwrap()
+    }
+
+    fn names(folder: &FilePath) -> Vec<String> {
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[tokio::test] // CKP-5
+    async fn a_part_is_whole_under_its_name_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path().to_str().unwrap()).unwrap();
+        let content = content(3_000_000);
+        // What a dead process left is not in the way.
+        std::fs::create_dir(folder.path().join("c")).unwrap();
+        std::fs::write(folder.path().join("c/part#1"), "half").unwrap();
+        let written = store.write_part("c/part", &content).await.unwrap();
+        let file = std::fs::read(folder.path().join("c/part")).unwrap();
+        assert_eq!((written.bytes, written.crc32c), (file.len() as u64, crc32c::crc32c(&file)));
+        assert_eq!(written.bytes, content.bytes());
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(tensors.tensor("optimizer/sum/w").unwrap().data()[4..8], 1.0f32.to_le_bytes());
+        store.remove_unfinished("c/part");
+        assert_eq!(names(&folder.path().join("c")), ["part"]);
+        // A folder in its place: the name cannot be given, and nothing is left.
+        std::fs::create_dir_all(folder.path().join("d/part/x")).unwrap();
+        let error = store.write_part("d/part", &content).await.unwrap_err();
+        assert!(error.to_string().contains("d/part"), "{error}");
+        assert_eq!(names(&folder.path().join("d")), ["part"]);
+    }
+
+    #[test]
+    fn what_the_store_forbids_is_not_tried_again() {
+        use object_store::Error as Store;
+        let source = || Box::new(std::io::Error::other("x"));
+        let failed = |e: Store| cannot("p", "written", e);
+        assert!(is_temporary(&failed(Store::Generic { store: "S3", source: source() })));
+        assert!(!is_temporary(&failed(Store::PermissionDenied { path: "p".into(), source: source() })));
+        assert!(!is_temporary(&cannot("p", "written", std::io::Error::from(std::io::ErrorKind::StorageFull))));
+    }
+}
