@@ -262,8 +262,24 @@ impl ModelDir {
             }
             Err(e) => return Err(failed(e)),
         }
+        self.settle(&path).await?;
         self.check_newest(manifest.generation).await?;
         Ok(true)
+    }
+
+    /// Returns when a file of a file system is on the disk, name and all; a manifest must not get there before what it names
+    /// (CKP-5). Other stores have it when they say so.
+    pub(crate) async fn settle(&self, relative: &str) -> Result<(), Error> {
+        let Some(file) = self.local_path().map(|root| root.join(relative)) else { return Ok(()) };
+        let synced = tokio::task::spawn_blocking({
+            let file = file.clone();
+            move || {
+                std::fs::File::open(&file)?.sync_all()?;
+                file.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
+            }
+        });
+        let failed = |source| Error::File { path: file.display().to_string(), action: "brought to the disk", source };
+        synced.await.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)
     }
 
     /// Every file below a folder, relative to the model directory, half-written ones too.

@@ -23,6 +23,7 @@ mod reservation;
 mod resume;
 mod staging;
 mod stores;
+mod unwritable;
 
 use std::path::Path;
 

@@ -110,6 +110,7 @@ fn bench(name: &str, rest: &[&str]) -> Done {
     match name {
         "tfrecord" => return bench_tfrecord(rest),
         "ps" => return bench_ps(rest),
+        "checkpoint" => return bench_checkpoint(rest),
         // Without libtorch.
         "ledger" => return bench_ledger(rest),
         _ => {}
@@ -150,19 +151,84 @@ fn bench_ps(rest: &[&str]) -> Done {
     // This package alone builds in a minute: it needs neither libtorch nor DataFusion.
     run("cargo", ["build", "--quiet", "--package", "tfos-ps", "--example", "ps_bench"])?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let (torch, packages) = torch_python();
+    let program = target.join("debug/examples/ps_bench");
+    let scripts = root().join("deploy/bench");
+    let tensorflow = root().join(".tools/tensorflow/bin/python");
+    let own = ["--scripts".as_ref(), scripts.as_os_str(), "--tensorflow".as_ref(), tensorflow.as_os_str()];
+    let torch = ["--torch".as_ref(), torch.as_os_str(), "--torch-packages".as_ref(), packages.as_os_str()];
+    run(program, own.into_iter().chain(torch).chain(rest.iter().map(|argument| OsStr::new(*argument))))
+}
+
+/// Checkpoints on the disk and on an S3 server, PyTorch's and TensorFlow's, in turn.
+fn bench_checkpoint(rest: &[&str]) -> Done {
+    run(root().join("deploy/setup"), ["--tensorflow", "--s3"])?;
+    run("cargo", ["build", "--quiet", "--workspace", "--bins"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let folder = env::temp_dir().join(format!("tfos-bench-s3-{}", std::process::id()));
+    let done = served(&folder, |port| {
+        let python = |script: &str| root().join("deploy/bench").join(script).display().to_string();
+        let (torch, packages) = torch_python();
+        let torch = format!("PYTHONPATH={} {} {}", packages.display(), torch.display(), python("torch_checkpoint.py"));
+        let tensorflow = root().join(".tools/tensorflow/bin/python").display().to_string();
+        let peers = [
+            format!("torch.save={torch} save"),
+            format!("torch dcp.save={torch} dcp"),
+            format!("torch dcp.async_save={torch} async"),
+            format!("TensorFlow async={tensorflow} {}", python("tf_checkpoint.py")),
+        ];
+        let mut arguments = vec!["checkpoint".to_owned(), "--s3".into(), "s3://tfos/bench".into()];
+        arguments.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
+        arguments.extend(rest.iter().map(|argument| (*argument).to_owned()));
+        // Of a server that lives as long as this command, on the loopback.
+        let settings = [
+            ("AWS_ACCESS_KEY_ID", S3_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", S3_KEY.to_owned()),
+            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+        ];
+        let program = target.join("debug/tfos-bench");
+        let words = settings.iter().map(|(k, v)| format!("{k}={v}")).chain([program.display().to_string()]);
+        run("env", words.chain(arguments))
+    });
+    let _ = std::fs::remove_dir_all(&folder);
+    done
+}
+
+/// Key and secret of the server of a benchmark.
+const S3_KEY: &str = "bench";
+
+/// Runs `work` while the S3 server of the tests serves the bucket `tfos` from `folder`.
+fn served(folder: &Path, work: impl FnOnce(u16) -> Done) -> Done {
+    let failed = |e: std::io::Error| Failure { message: format!("the S3 server: {e}"), code: 1 };
+    std::fs::create_dir_all(folder.join("tfos")).map_err(failed)?;
+    // Released for the server, which does not tell which port it was given if it is asked to choose.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(failed)?;
+    let address = free.to_string();
+    let mut server = Command::new(root().join(".tools/s3/versitygw"))
+        .args(["--port", &address, "--quiet", "--access", S3_KEY, "--secret", S3_KEY, "posix"])
+        .arg(folder)
+        .spawn()
+        .map_err(failed)?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while std::net::TcpStream::connect(free).is_err() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let done = work(free.port());
+    let _ = server.kill();
+    let _ = server.wait();
+    done
+}
+
+/// The Python that imports PyTorch, and where the packages are.
+fn torch_python() -> (PathBuf, PathBuf) {
     let tools = env::var_os("TFOS_TOOLS").map_or_else(|| root().join(".tools"), PathBuf::from);
     // The wheel is for the Python that installed it: that of the venv, or of a LIBTORCH of your own, yours.
     let venv = tools.join("venv/bin/python");
     let own = || env::var_os("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let torch = if venv.is_file() { venv } else { own() };
-    let program = target.join("debug/examples/ps_bench");
-    let scripts = root().join("deploy/bench");
-    let tensorflow = root().join(".tools/tensorflow/bin/python");
     let libtorch = env::var_os("LIBTORCH").map_or_else(|| root().join(".tools/libtorch/torch"), PathBuf::from);
-    let packages = libtorch.parent().unwrap_or(&libtorch).to_owned();
-    let own = ["--scripts".as_ref(), scripts.as_os_str(), "--tensorflow".as_ref(), tensorflow.as_os_str()];
-    let torch = ["--torch".as_ref(), torch.as_os_str(), "--torch-packages".as_ref(), packages.as_os_str()];
-    run(program, own.into_iter().chain(torch).chain(rest.iter().map(|argument| OsStr::new(*argument))))
+    (if venv.is_file() { venv } else { own() }, libtorch.parent().unwrap_or(&libtorch).to_owned())
 }
 
 /// A peer's script with the Python of `.tools/tensorflow`, or of another environment in `PEERS_PYTHON`: each script

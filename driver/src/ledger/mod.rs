@@ -81,6 +81,7 @@ pub async fn write_segment(
     let batch = RecordBatch::try_new(Arc::new(schema()), columns).map_err(|e| broken(dir, &path, e))?;
     let bytes = parquet(&batch).map_err(|e| broken(dir, &path, e))?;
     dir.store().put(&dir.path(&path), PutPayload::from(bytes)).await.map_err(|e| broken(dir, &path, e))?;
+    dir.settle(&path).await?;
     Ok(path)
 }
 

@@ -3,6 +3,7 @@
 
 mod apps;
 mod bare;
+mod checkpoint;
 mod feed;
 mod overhead;
 mod report;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         return tfos::run_all(vec![
             Arc::new(apps::FeedApp),
             Arc::new(apps::TrainApp),
+            Arc::new(checkpoint::CheckpointApp),
             Arc::new(tfos::apps::mnist::Mnist),
         ]);
     }
@@ -41,7 +43,8 @@ fn main() -> ExitCode {
         "submit" => submit::run(),
         "feed" => feed::run(),
         "overhead" => overhead::run(),
-        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, overhead")),
+        "checkpoint" => checkpoint::run(&arguments),
+        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, overhead, checkpoint")),
     };
     match result {
         Ok(report) => {
