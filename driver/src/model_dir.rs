@@ -134,6 +134,19 @@ impl ModelDir {
         }
     }
 
+    /// Writes a small file that says for ever the same, if it is not there.
+    pub async fn keep(&self, relative: &str, content: Vec<u8>) -> Result<(), Error> {
+        match self.create(relative, content.into()).await {
+            Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(e) => Err(self.error(format!("`{relative}` cannot be written"), e)),
+        }
+    }
+
+    /// A file of [`Self::keep`].
+    pub async fn kept(&self, relative: &str) -> Result<Option<bytes::Bytes>, Error> {
+        self.read(relative).await
+    }
+
     pub(crate) fn encoding(&self, path: &str, source: serde_json::Error) -> Error {
         let what = format!("`{path}` is no JSON of the right shape");
         Error::ModelDir { url: self.url.to_string(), what, source: Box::new(source) }

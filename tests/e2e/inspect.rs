@@ -139,5 +139,12 @@ fn the_ledger_answers_queries() {
     }
     let listed = "SELECT count(DISTINCT global_step) AS n FROM events WHERE event = 'checkpoint'";
     assert_eq!(lines(listed), [format!("{{\"n\":{}}}", checkpoints(&lab.model()).len())]);
+    // The rows themselves.
+    let step = "SELECT x, y FROM rows_of(7) ORDER BY _partition, _row";
+    let rows = query(step, "json").ok().stdout.lines().count();
+    assert_eq!(lines("SELECT rows FROM steps WHERE global_step = 7"), [format!("{{\"rows\":{rows}}}")]);
+    let line = "SELECT count(*) AS n FROM rows_of(7) WHERE abs(y - (2 * x + 1)) > 0.001";
+    assert_eq!(lines(line), ["{\"n\":0}"]);
+    query("SELECT * FROM rows_of(1000000)", "text").fails(1, &["no rows of an update 1000000"]).error();
     query("SELECT nothing FROM steps", "text").fails(1, &["nothing"]).error();
 }

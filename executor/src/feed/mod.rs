@@ -1,5 +1,6 @@
 //! The feed of a node: rows that the driver leased, scanned here, queued by bytes, handed out in batches.
 
+mod again;
 mod batch;
 mod blocks;
 mod data_feed;
@@ -7,6 +8,7 @@ mod prefetch;
 mod queue;
 mod scan;
 
+pub use again::rows_at;
 pub use batch::Batch;
 pub use data_feed::DataFeed;
 pub(crate) use data_feed::Hooks;

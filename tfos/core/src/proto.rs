@@ -20,6 +20,16 @@ impl Input {
         let wire = self.shuffle.as_ref()?;
         NonZeroU32::new(wire.block_rows).map(|block_rows| rows::Shuffle { seed: wire.seed, block_rows })
     }
+
+    /// As bytes for [`Self::from_bytes`] of the same version.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(self)
+    }
+
+    /// From bytes of [`Self::to_bytes`].
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        prost::Message::decode(bytes).ok()
+    }
 }
 
 /// One control message may carry a plan over many thousand files.

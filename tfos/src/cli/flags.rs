@@ -46,7 +46,7 @@ pub(super) enum Command {
         output: Output,
     },
     /// Query a model directory with SQL: tables `steps`, `samples` (which rows were in which step), `metrics`, `events`;
-    /// `SHOW TABLES` and `DESCRIBE steps` tell more.
+    /// `rows_of(17)` is the rows of step 17 themselves; `SHOW TABLES` and `DESCRIBE steps` tell more.
     Sql {
         /// Model directory, any object-store URL.
         model_dir: String,

@@ -57,7 +57,7 @@ fn dispatch(cli: Cli, applications: &[Arc<dyn Application>]) -> Result<u8> {
         Command::Data(command) => data::run(command),
         Command::VerifyLedger { model_dir, output } => ledger::verify(&model_dir, output),
         Command::Checkpoints { command, output } => checkpoints::run(command, output),
-        Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output),
+        Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output, applications),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tfos", &mut std::io::stdout());
             Ok(0)

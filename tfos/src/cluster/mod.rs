@@ -4,6 +4,7 @@
 mod input;
 mod progress;
 mod results;
+mod rows_of;
 mod staging;
 mod start;
 
@@ -26,6 +27,7 @@ use crate::{Application, Error, Result};
 use input::Planned;
 
 pub use input::DirectInput;
+pub(crate) use rows_of::register as register_rows_of;
 pub(crate) use start::{Ended, Started};
 
 /// How training went.
@@ -194,6 +196,12 @@ impl Cluster {
         let begun = std::time::Instant::now();
         let named = std::mem::take(&mut self.named);
         let mut inputs = vec![planned.input("data")];
+        // What the job does not depend on does not end it.
+        if let Err(e) =
+            self.block_on(rows_of::keep_input(&self.model_dir, &planned.fingerprint, &planned.input("data")))
+        {
+            tracing::warn!("`rows_of` of `tfos sql` will have no input: {}", tfos_core::failure::chain(&e).join(": "));
+        }
         for (name, data) in named {
             inputs.push(self.plan(data)?.input(&name));
         }

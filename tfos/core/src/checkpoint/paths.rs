@@ -77,6 +77,11 @@ impl Paths {
         name.strip_prefix("newest-")?.strip_suffix(".json")?.parse().ok().map(Generation)
     }
 
+    /// The training input of a fingerprint with this checksum, for `rows_of` of `tfos sql`.
+    pub fn input(checksum: u32) -> String {
+        format!("{}/input-{checksum:08x}.bin", Self::JOB)
+    }
+
     /// What happened in a generation and what its nodes reported, for `tfos sql`.
     pub fn events(generation: Generation) -> String {
         format!("{}/events-{:06}.parquet", Self::JOB, generation.0)
