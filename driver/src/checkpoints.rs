@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
-use tfos_core::checkpoint::{Found, Manifest, Paths, Scores, compute_garbage};
+use tfos_core::checkpoint::{Found, Manifest, ManifestError, Paths, Scores, compute_garbage};
 use tfos_core::ids::{Generation, GlobalStep};
 
 use crate::error::Error;
@@ -70,7 +70,7 @@ impl ModelDir {
         files.extend(self.files(Paths::LEDGER).await?);
         let claimed = self.newest_generation().await?;
         let starts = self.starts(Generation::default()).await?;
-        let found = |(step, manifest): (GlobalStep, Result<Manifest, String>)| Found {
+        let found = |(step, manifest): (GlobalStep, Result<Manifest, ManifestError>)| Found {
             step,
             content: manifest
                 .ok()

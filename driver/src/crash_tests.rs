@@ -146,6 +146,7 @@ impl Run {
             scratch_dir: String::new(),
             restored: restored.as_ref().map(|r| (r.manifest.global_step, r.manifest.ledger.clone())),
             version: "0".into(),
+            notes: tokio::sync::mpsc::unbounded_channel().0,
         };
         let committer = Committer::new(&options, watch::channel(None).0);
         Ok(Self { committer, step: restored.map_or(0, |r| r.manifest.global_step.0) })
@@ -157,8 +158,14 @@ impl Run {
         let dir = self.committer.dir.clone();
         let path = Paths::part(step, self.committer.generation, 0, 1);
         let bytes = format!("parameters of step {step}").into_bytes();
-        let part =
-            Part { path: path.clone(), bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes), start: 0, end: 1 };
+        let part = Part {
+            path: path.clone(),
+            bytes: bytes.len() as u64,
+            crc32c: crc32c::crc32c(&bytes),
+            start: 0,
+            end: 1,
+            blocks: None,
+        };
         let put = dir.store().put(&dir.path(&path), bytes.into()).await;
         put.map_err(|e| dir.error("the part cannot be written", e))?;
         let commit = |n: u64| CommitRecord {

@@ -210,10 +210,12 @@ pub enum Action {
     Fail(Box<Failure>),
     /// Nobody is needed any more: stop and reap everybody.
     StopAll,
-    /// A line for people.
+    /// A line for the driver's log.
     Note(String),
     /// The same, of something that goes wrong.
     Warn(String),
+    /// A line that the user has to see.
+    Say(String),
 }
 
 /// What the manifest of a stored checkpoint looked like, for the summary.

@@ -272,7 +272,7 @@ impl Journal {
                 list.push(metrics.iter().map(of).collect::<Vec<_>>());
                 evaluator
             }
-            Action::Note(text) => {
+            Action::Note(text) | Action::Say(text) => {
                 entry.event = "note";
                 entry.detail = Some(text.clone());
                 self.notes.push([entry]);

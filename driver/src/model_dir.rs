@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tfos_core::checkpoint::{
-    Base, Candidate, Manifest, Part, Paths, Retention, Scores, Start, Target, compute_deletions, compute_target,
+    Base, Candidate, FORMAT, Manifest, ManifestError, Part, Paths, Retention, Scores, Start, Target, compute_deletions,
+    compute_target,
 };
 use tfos_core::ids::{Generation, GlobalStep};
 use url::Url;
 
 use crate::checkpoints::staged;
 use crate::error::Error;
+
+/// Parts of a checkpoint that are verified at a time.
+const VERIFYING: usize = 8;
 
 /// A model directory.
 #[derive(Debug, Clone)]
@@ -169,13 +173,13 @@ impl ModelDir {
     }
 
     /// Every manifest that is there, oldest first, or why it cannot be read.
-    pub(crate) async fn manifests(&self) -> Result<Vec<(GlobalStep, Result<Manifest, String>)>, Error> {
+    pub(crate) async fn manifests(&self) -> Result<Vec<(GlobalStep, Result<Manifest, ManifestError>)>, Error> {
         let mut found = vec![];
         for step in self.steps().await? {
             let path = Paths::manifest(step);
             // Deleted since it was listed: by the retention of another driver.
             let Some(bytes) = self.read(&path).await? else { continue };
-            found.push((step, Manifest::parse(&path, &bytes).map_err(|e| tfos_core::failure::chain(&e).join(": "))));
+            found.push((step, Manifest::parse(&path, &bytes)));
         }
         Ok(found)
     }
@@ -193,7 +197,15 @@ impl ModelDir {
                 Ok(m) if starts.is_void(*step, m.generation) => Some(void(m.generation)),
                 Ok(m) if !whole => self.damage(m).await?,
                 Ok(_) => continue,
-                Err(why) if !whole => Some(why.clone()),
+                // Not damaged: to pass it over would throw away what a newer program has learned.
+                Err(ManifestError::Format { path, found }) if !whole => {
+                    let why = format!(
+                        "it has format {found} and this program reads format {FORMAT}; use the newer tfos that wrote it, \
+                         or another --model-dir"
+                    );
+                    return Err(Error::Foreign { path: path.clone(), why });
+                }
+                Err(why) if !whole => Some(tfos_core::failure::chain(why).join(": ")),
                 Err(_) => continue,
             };
             whole |= damage.is_none();
@@ -205,28 +217,31 @@ impl ModelDir {
         Ok((restored, target))
     }
 
-    /// What is wrong with a checkpoint's files; reads each of them once.
+    /// What is wrong with a checkpoint's files; reads each of them once, several at a time.
     pub async fn damage(&self, manifest: &Manifest) -> Result<Option<String>, Error> {
-        for part in &manifest.parts {
-            let mut stream = match self.store.get(&self.path(&part.path)).await {
-                Ok(got) => got.into_stream(),
-                Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("`{}` is missing", part.path))),
-                Err(e) => return Err(self.error(format!("`{}` cannot be read", part.path), e)),
-            };
-            let (mut bytes, mut crc) = (0u64, 0u32);
-            while let Some(chunk) =
-                stream.try_next().await.map_err(|e| self.error(format!("`{}` cannot be read", part.path), e))?
-            {
-                bytes += chunk.len() as u64;
-                crc = crc32c::crc32c_append(crc, &chunk);
-            }
-            let Part { path, bytes: wanted, crc32c, .. } = part;
-            if bytes != *wanted {
-                return Ok(Some(format!("`{path}` has {bytes} bytes instead of {wanted}")));
-            }
-            if crc != *crc32c {
-                return Ok(Some(format!("`{path}` has checksum {crc:08x} instead of {crc32c:08x}")));
-            }
+        let parts = stream::iter(&manifest.parts).map(|part| self.damage_of(part)).buffered(VERIFYING);
+        let found = parts.try_filter_map(async |damage| Ok(damage));
+        std::pin::pin!(found).try_next().await
+    }
+
+    async fn damage_of(&self, part: &Part) -> Result<Option<String>, Error> {
+        let Part { path, bytes: wanted, crc32c, .. } = part;
+        let failed = |e| self.error(format!("`{path}` cannot be read"), e);
+        let mut stream = match self.store.get(&self.path(path)).await {
+            Ok(got) => got.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("`{path}` is missing"))),
+            Err(e) => return Err(failed(e)),
+        };
+        let (mut bytes, mut crc) = (0u64, 0u32);
+        while let Some(chunk) = stream.try_next().await.map_err(failed)? {
+            bytes += chunk.len() as u64;
+            crc = crc32c::crc32c_append(crc, &chunk);
+        }
+        if bytes != *wanted {
+            return Ok(Some(format!("`{path}` has {bytes} bytes instead of {wanted}")));
+        }
+        if crc != *crc32c {
+            return Ok(Some(format!("`{path}` has checksum {crc:08x} instead of {crc32c:08x}")));
         }
         Ok(None)
     }
@@ -395,7 +410,7 @@ impl ModelDir {
 }
 
 /// The oldest generation that wrote one of these.
-pub(crate) fn oldest_of(manifests: &[(GlobalStep, Result<Manifest, String>)]) -> Generation {
+pub(crate) fn oldest_of<E>(manifests: &[(GlobalStep, Result<Manifest, E>)]) -> Generation {
     manifests.iter().filter_map(|(_, m)| m.as_ref().ok()).map(|m| m.generation).min().unwrap_or_default()
 }
 

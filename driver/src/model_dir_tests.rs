@@ -18,7 +18,14 @@ async fn checkpoint(dir: &ModelDir, step: u64, generation: u64) -> Result<bool, 
     let (step, generation) = (GlobalStep(step), Generation(generation));
     let path = Paths::part(step, generation, 0, 1);
     let bytes = format!("parameters at step {step}").into_bytes();
-    let part = Part { path: path.clone(), bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes), start: 0, end: 1 };
+    let part = Part {
+        path: path.clone(),
+        bytes: bytes.len() as u64,
+        crc32c: crc32c::crc32c(&bytes),
+        start: 0,
+        end: 1,
+        blocks: None,
+    };
     dir.store().put(&dir.path(&path), PutPayload::from(bytes)).await.unwrap();
     let manifest = Manifest {
         format: tfos_core::checkpoint::FORMAT,

@@ -49,6 +49,8 @@ pub struct DriverOptions {
     pub restored: Option<(GlobalStep, Vec<String>)>,
     /// The program's version.
     pub version: String,
+    /// Takes the lines that the user has to see. It is let go of when the driver has ended.
+    pub notes: UnboundedSender<String>,
 }
 
 /// A running driver. Dropping it without [`Driver::shutdown`] still kills and reaps every local executor.
@@ -349,6 +351,7 @@ impl Loop {
             Action::AnswerRescue { ticket, wanted } => self.streams.answer(ticket, wanted),
             Action::Note(text) => tracing::info!("{text}"),
             Action::Warn(text) => tracing::warn!("{text}"),
+            Action::Say(text) => drop(self.options.notes.send(text)),
         }
     }
 

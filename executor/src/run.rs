@@ -264,6 +264,7 @@ impl Executor {
                 token: self.options.token.clone(),
                 generation: self.generation,
                 num_workers: formed.num_trainers,
+                loader: None,
             };
             let store = CheckpointStore::open(&formed.model_dir)?;
             let (phase, max_steps, outgoing) = (start.phase, start.max_steps, self.outgoing.clone());

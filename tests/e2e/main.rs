@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod kills;
 mod linear;
+mod loading;
 mod mnist;
 mod netns;
 mod order;

@@ -200,7 +200,10 @@ fn a_checkpoint_with_other_slots_is_not_resumed() {
     let mnist =
         |rule: &str, epochs: u32| lab.submit("mnist").args(&format!("--rows 200 --epochs {epochs} --optimizer {rule}"));
     mnist("adam", 1).run().ok();
-    mnist("sgd", 2).run().fails(1, &["manifest.json", "use the same optimizer"]).error();
+    mnist("sgd", 2).run().fails(1, &["manifest.json", "use the same optimizer", "--restore parameters-only"]).error();
+    let fresh = mnist("sgd", 2).flags("--restore parameters-only").run().ok();
+    fresh.says(&["resuming from step", "the optimizer's state begins fresh"]);
+    assert_eq!(verified_rows(&lab.model()), 400);
 }
 
 #[test] // the ledger of a directory that has none

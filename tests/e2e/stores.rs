@@ -137,6 +137,11 @@ fn a_killed_job_resumes(lab: &Lab, store: &dyn Store) {
     let last = *all.last().unwrap();
     assert_eq!(done.number("global_step") as u64, last);
     assert_eq!(ask(store, &format!("checkpoints verify {url} --output json")).json["ok"], true);
+    let warm =
+        store.known_to(Submit::new(&bin::probe().display().to_string())).flags("--quiet --cluster-size 2 --num-ps 1");
+    let warm = warm.model_dir(&lab.path("warm")).flag("--init-from", &url).args("mode=linear");
+    let warm = warm.args(&format!("data={}", store.url("line"))).run().ok();
+    assert_learned(&warm.says(&["starting at step 0", "loaded 2 of the model's 2 variables"]));
     let copy = lab.path("copy");
     ask(store, &format!("checkpoints copy {url} {last} {}", copy.display()));
     assert_eq!(checkpoints(&copy), [last], "from the store to a local folder");

@@ -90,15 +90,14 @@ pub fn run_model<M: Model>(context: &mut NodeContext) -> Result<(), Error> {
 /// Scores every checkpoint on the input `eval`.
 fn score_checkpoints<M: Model>(model: &M, context: &mut NodeContext) -> Result<(), Error> {
     while let Some(manifest) = context.next_checkpoint() {
-        let checkpoint = match context.read_checkpoint(&manifest) {
+        match context.load_from(&manifest) {
             // Deleted meanwhile, because newer ones are there: the next one counts.
             Err(e) if e.is_gone() => {
                 tracing::info!("checkpoint {manifest} is gone; use a larger --keep-checkpoints to have it scored");
                 continue;
             }
             other => other?,
-        };
-        context.load_checkpoint(&manifest, &checkpoint)?;
+        }
         let mut sums: BTreeMap<&'static str, f64> = BTreeMap::new();
         let mut rows = 0u64;
         for batch in context.input_batches(EVAL_INPUT, 512)? {

@@ -26,6 +26,11 @@ impl State {
                 }
                 out.push(Action::Send { executor, message: from_driver::Message::HeartbeatAck(HeartbeatAck {}) });
             }
+            Message::Note(note) => {
+                let node = self.options.shape.node_of(executor);
+                let node = node.map_or_else(|| format!("executor {executor}"), |n| n.to_string());
+                out.push(Action::Say(format!("{node}: {}", note.text)));
+            }
             Message::NodeFailed(failed) => {
                 let cause = serde_json::from_str(&failed.cause).unwrap_or(Cause::Error {
                     chain: vec![format!("unreadable failure report: {}", failed.cause)],
@@ -58,7 +63,7 @@ impl State {
             Message::Metrics(m) => m.phase,
             Message::Results(m) => m.phase,
             Message::Staged(m) => m.phase,
-            Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) => return,
+            Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) | Message::Note(_) => return,
         };
         if of != phase.id() {
             return;
@@ -76,7 +81,7 @@ impl State {
             Message::Metrics(m) => phase.metrics(executor, m, out),
             Message::Results(m) => phase.results(m.results),
             Message::Staged(m) => phase.staged(m.files),
-            Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) => Ok(()),
+            Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) | Message::Note(_) => Ok(()),
         };
         if let Err(cause) = problem {
             self.handle_death(now, executor, cause, out);

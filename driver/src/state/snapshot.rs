@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use tfos_core::checkpoint::Part;
+use tfos_core::checkpoint::{Blocks, Part};
 use tfos_core::cluster::Role;
 use tfos_core::failure::Cause;
 use tfos_core::ids::{ExecutorId, GlobalStep};
@@ -185,7 +185,14 @@ impl Phase {
             let optimizer_step = snapshot.parts.iter().map(|p| p.optimizer_step).max().unwrap_or_default();
             let parts = snapshot.parts.drain(..);
             let parts = parts
-                .map(|p| Part { path: p.path, bytes: p.bytes, crc32c: p.crc32c, start: p.start, end: p.end })
+                .map(|p| Part {
+                    path: p.path,
+                    bytes: p.bytes,
+                    crc32c: p.crc32c,
+                    start: p.start,
+                    end: p.end,
+                    blocks: Some(Blocks { bytes: p.block_bytes, crc32c: p.block_crc32c }),
+                })
                 .collect();
             out.push(Action::CommitCheckpoint(Box::new(CheckpointCut {
                 step,

@@ -130,6 +130,14 @@ impl Job {
     }
 }
 
+#[test] // whatever the stage, and with the node that says it
+fn what_a_node_has_to_say_to_the_user_is_said() {
+    let mut job = Job::formed();
+    job.says(1, Message::Note(proto::Note { text: "half of it is new".into() }));
+    let said = job.take().into_iter().find_map(|a| if let Action::Say(text) = a { Some(text) } else { None });
+    assert_eq!(said.as_deref(), Some("chief:0: half of it is new"));
+}
+
 pub(super) fn finished() -> Message {
     Message::NodeFinished(proto::NodeFinished { phase: 1 })
 }

@@ -175,6 +175,7 @@ fn on_ps(shards: usize, optimizer: Scheduled, begin: &FullState, gradients: &[Ve
             token: "steps".to_owned(),
             generation: 1,
             num_workers: 1,
+            loader: None,
         };
         servers.push(PsServer::start(listener, options, Arc::new(failed))?);
     }

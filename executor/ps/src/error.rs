@@ -101,6 +101,8 @@ pub enum Refusal {
     Layout { chief: Fingerprint, worker: Fingerprint },
     #[error("the initial state is invalid: {reason}")]
     BadInit { reason: String },
+    #[error("its part of the saved state cannot be loaded: {reason}")]
+    Load { reason: String },
     #[error("it is stopping")]
     Stopped,
 }

@@ -21,6 +21,7 @@ mod decision;
 mod error;
 mod flat;
 mod layout;
+mod loader;
 mod local;
 pub mod memory;
 mod optimizer;
@@ -36,6 +37,7 @@ pub use client::{Canceller, ClientOptions, InitState, Outcome, PsClient, Push, S
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
 pub use error::{Error, Refusal, Violation};
 pub use layout::{Fingerprint, Layout, Variable, shard_range};
+pub use loader::{Load, Loader, Loading};
 pub use local::LocalTrainer;
 pub use optimizer::{Decay, Optimizer, Schedule, Scheduled, Update, Warmup};
 pub use sequencer::{Action, Event, Mode, Notice, PushMeta, Sequencer};

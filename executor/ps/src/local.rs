@@ -32,19 +32,29 @@ impl LocalTrainer {
     pub fn new(layout: Layout, optimizer: impl Into<Scheduled>, step: u64) -> Result<LocalTrainer, Error> {
         let optimizer = optimizer.into();
         let slots = optimizer.initial_slots(layout.total);
-        LocalTrainer::with_slots(layout, optimizer, step, slots)
+        LocalTrainer::with_slots(layout, optimizer, step, 0, slots)
     }
 
-    fn with_slots(
+    /// With slots that the caller has filled, which have seen `optimizer_step` updates.
+    pub fn with_slots(
         layout: Layout,
-        optimizer: Scheduled,
+        optimizer: impl Into<Scheduled>,
         step: u64,
+        optimizer_step: u64,
         slots: Vec<Vec<f32>>,
     ) -> Result<LocalTrainer, Error> {
+        let optimizer = optimizer.into();
+        if slots.len() != optimizer.slots().len() {
+            let (expected, found) = (optimizer.slots().len().to_string(), slots.len().to_string());
+            return Err(Error::State { what: "number of slots", expected, found });
+        }
+        for slot in &slots {
+            flat::check("slot", &[slot], layout.total)?;
+        }
         let arena = Arena::new()?;
         let slots = Slots::new(&arena, layout.total, slots)?;
         let pool = Pool::new(&arena, CHUNK.min(layout.total));
-        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step: 0, pool, copying: None })
+        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step, pool, copying: None })
     }
 
     /// Continues from a checkpoint. The parameters themselves are the caller's; `state.slots` may be empty, then they
@@ -59,13 +69,8 @@ impl LocalTrainer {
             let (expected, found) = (format!("{:?}", optimizer.slots()), format!("{names:?}"));
             return Err(Error::State { what: "slots", expected, found });
         }
-        for (_, saved) in &state.slots {
-            flat::check("slot", &[saved], layout.total)?;
-        }
         let slots = state.slots.iter().map(|(_, saved)| saved.clone()).collect();
-        let mut trainer = LocalTrainer::with_slots(layout, optimizer, state.step, slots)?;
-        trainer.optimizer_step = state.optimizer_step;
-        Ok(trainer)
+        LocalTrainer::with_slots(layout, optimizer, state.step, state.optimizer_step, slots)
     }
 
     /// The global step: number of updates applied.

@@ -11,7 +11,7 @@
 //! | 24..32 | step | global step (base step in a push) |
 //! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged |
 //! | 40..48 | loss | f64; optimizer step (u64) in Init |
-//! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots |
+//! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots; of what is to be loaded only the fresh ones |
 //! | 56..64 | aux | number of f32 after the body: buffers |
 //!
 //! A ps reads a push completely before it answers, and waits for nothing while it reads; a worker reads an answer
@@ -27,7 +27,7 @@ use crate::error::{Error, Refusal, Violation};
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -55,7 +55,7 @@ pub enum Kind {
     Welcome,
     /// Meta is a `Refusal`.
     Refused,
-    /// Chief to ps; meta is an [`Init`].
+    /// Chief to ps; meta is an [`Init`]. Answered by Ok when the ps has its part, which nobody sees yet.
     Init,
     /// Answer without parameters.
     Ok,
@@ -83,9 +83,11 @@ pub enum Kind {
     Measured,
     /// Before Hello: asks for the name of the abstract socket; the answer has it as meta, empty if there is none.
     Nearest,
+    /// Chief to ps, after Init: every ps has its part, so it may be used.
+    Begin,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 20] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -105,6 +107,7 @@ const KINDS: [Kind; 19] = [
     Kind::Bye,
     Kind::Measured,
     Kind::Nearest,
+    Kind::Begin,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.
@@ -206,6 +209,9 @@ pub struct Init {
     pub optimizer_step: u64,
     /// Names of the slots in the body; empty for fresh ones.
     pub slots: Vec<String>,
+    /// The ps reads its part by itself, and the body has only what is fresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<crate::Load>,
 }
 
 /// Sends one frame; `header.meta` is set to the length of `meta`, the caller has set `body` and `aux`.

@@ -57,7 +57,15 @@ fn measure(transport: &dyn Transport, mode: Mode) -> (usize, usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peers = vec![listener.local_addr().unwrap().to_string()];
     let token = "count".to_owned();
-    let options = ServerOptions { shard: 0, num_shards: 1, peers: peers.clone(), token, generation: 1, num_workers: 1 };
+    let options = ServerOptions {
+        shard: 0,
+        num_shards: 1,
+        peers: peers.clone(),
+        token,
+        generation: 1,
+        num_workers: 1,
+        loader: None,
+    };
     let server = PsServer::start(listener, options, Arc::new(drop)).unwrap();
     let connect_timeout = Duration::from_secs(30);
     let options =

@@ -69,7 +69,7 @@ async fn rescue(task: &Task, content: &Content) -> bool {
     };
     let good = written.is_ok();
     match written {
-        Ok(written) => (part.bytes, part.crc32c) = (written.bytes, written.crc32c),
+        Ok(written) => written.tell(&mut part),
         Err(error) => part.error = chain(&error).join(": "),
     }
     driver.wants(task, Some(part)).await;

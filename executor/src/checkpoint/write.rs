@@ -14,6 +14,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use tokio::sync::mpsc;
 
+use super::blocks::BlockCrc;
 use super::encode::Content;
 use super::{CheckpointStore, Written, cannot};
 use crate::Error;
@@ -137,15 +138,15 @@ fn create_beside(target: &FilePath) -> std::io::Result<(File, PathBuf)> {
 }
 
 fn fill(file: &mut File, content: &Content, name: &str) -> Result<Written, Error> {
-    let mut written = Written::default();
+    let mut crc = BlockCrc::new();
     for piece in content.pieces() {
         let piece = piece?;
-        let start = written.bytes;
-        written.add(&piece);
+        let start = crc.bytes();
+        crc.update(&piece);
         file.write_all(&piece).map_err(|e| cannot(name, "written", e))?;
         begin_write_back(file, start, piece.len());
     }
-    Ok(written)
+    Ok(crc.written())
 }
 
 /// Has the disk begin with these bytes now, so that little is left to wait for at the end.
@@ -170,16 +171,16 @@ async fn to_store(
     let (sender, mut pieces) = mpsc::channel::<Result<Bytes, Error>>(2);
     let content = content.clone();
     let reader = tokio::task::spawn_blocking(move || {
-        let mut written = Written::default();
+        let mut crc = BlockCrc::new();
         for piece in content.pieces() {
             if let Ok(piece) = &piece {
-                written.add(piece);
+                crc.update(piece);
             }
             if sender.blocking_send(piece).is_err() {
                 break;
             }
         }
-        written
+        crc.written()
     });
     if bytes <= MULTIPART_BYTES {
         let mut all = vec![];

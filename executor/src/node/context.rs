@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
+use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::{ClusterSpec, NodeId};
 use tfos_core::proto::{self, Input, Metric, Metrics, Results, from_executor::Message};
 use tfos_data::SessionContext;
@@ -14,7 +15,7 @@ use tfos_data::arrow::array::ArrayRef;
 
 use super::results::ResultWriter;
 use crate::Error;
-use crate::checkpoint::{Checkpoint, CheckpointStore};
+use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing};
 use crate::feed::{Batch, DataFeed, feed_source};
 
@@ -46,9 +47,10 @@ pub struct NodeContext {
     pub(crate) feed: Option<DataFeed>,
     pub(crate) inputs: BTreeMap<String, Input>,
     pub(crate) session: SessionContext,
+    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model is restored"))]
     pub(crate) store: CheckpointStore,
     #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model is restored"))]
-    pub(crate) restore: String,
+    pub(crate) loading: Option<Loading>,
     pub(crate) results: Option<ResultWriter>,
     pub(crate) checkpoints: Mutex<Option<Checkpoints>>,
     pub(crate) listener: Option<TcpListener>,
@@ -171,14 +173,6 @@ impl NodeContext {
         let receiver = guard.as_ref()?;
         let first = receiver.recv().ok()?;
         Some(receiver.try_iter().last().unwrap_or(first))
-    }
-
-    /// Reads a checkpoint, given the path of its manifest relative to the model directory.
-    pub fn read_checkpoint(&self, manifest: &str) -> Result<Checkpoint, Error> {
-        self.runtime.block_on(async {
-            let found = self.store.manifest(manifest).await?;
-            self.store.load(&found).await
-        })
     }
 
     /// Reports means over `rows` rows; the job's summary has the mean over all reports of the newest step.

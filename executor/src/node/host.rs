@@ -90,6 +90,10 @@ impl NodeHost {
         let session = tfos_data::session::session();
         function.register(&session)?;
         let store = CheckpointStore::open(&options.model_dir)?;
+        let loading = match start.restore.as_str() {
+            "" => None,
+            text => Some(serde_json::from_str(text).map_err(|e| Error::Other(Box::new(e)))?),
+        };
         let (orders, orders_rx) = unbounded_channel();
         let (requests, requests_rx) = channel();
         let (checkpoints_tx, checkpoints_rx) = channel();
@@ -153,7 +157,7 @@ impl NodeHost {
             inputs,
             session,
             store,
-            restore: start.restore.clone(),
+            loading,
             results,
             checkpoints: Mutex::new(Some(checkpoints_rx)),
             listener,

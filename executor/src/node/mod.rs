@@ -2,6 +2,7 @@
 
 mod context;
 mod host;
+mod loader;
 mod ps;
 mod results;
 mod stage;
@@ -10,6 +11,8 @@ pub use context::{Checkpoints, NodeContext, PhaseKind};
 pub(crate) use host::{HostOptions, NodeHost};
 #[cfg(feature = "torch")]
 pub(crate) use host::{Request, Requests};
+#[cfg(test)]
+pub(crate) use loader::PartLoader;
 #[cfg(feature = "torch")]
 pub(crate) use ps::PartWriter;
 pub(crate) use ps::PsHost;

@@ -9,7 +9,9 @@ use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::proto::{Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, from_executor::Message};
 use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 
+use super::loader::PartLoader;
 use crate::Error;
 use crate::agent::{Heir, Task};
 use crate::checkpoint::{CheckpointStore, Content};
@@ -21,6 +23,8 @@ pub(crate) struct PsHost {
     phase: u32,
     outgoing: Outgoing,
     shards: usize,
+    /// Ends what the ps still reads.
+    stopped: watch::Sender<bool>,
 }
 
 impl PsHost {
@@ -28,7 +32,7 @@ impl PsHost {
     pub(crate) fn start(
         phase: u32,
         listener: TcpListener,
-        options: ServerOptions,
+        mut options: ServerOptions,
         max_steps: u64,
         store: CheckpointStore,
         outgoing: Outgoing,
@@ -43,6 +47,9 @@ impl PsHost {
                 let _ = events.send(event);
             })
         };
+        let (stopped, stopped_rx) = watch::channel(false);
+        let runtime = tokio::runtime::Handle::current();
+        options.loader = Some(Arc::new(PartLoader { store: store.clone(), runtime, stopped: stopped_rx }));
         let server = PsServer::start(listener, options, callback)?;
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
@@ -57,7 +64,7 @@ impl PsHost {
             heir,
         };
         tokio::spawn(forward(events_rx, writer));
-        Ok(Self { server, phase, outgoing, shards })
+        Ok(Self { server, phase, outgoing, shards, stopped })
     }
 
     /// Cuts snapshot `id`; every shard writes its part by itself.
@@ -78,7 +85,15 @@ impl PsHost {
     }
 
     pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
         self.server.stop();
+    }
+}
+
+impl Drop for PsHost {
+    fn drop(&mut self) {
+        // The server's own end waits for its threads.
+        self.stopped.send_replace(true);
     }
 }
 
@@ -139,7 +154,7 @@ impl PartWriter {
             ..Default::default()
         };
         match written {
-            Ok(written) => (part.bytes, part.crc32c) = (written.bytes, written.crc32c),
+            Ok(written) => written.tell(&mut part),
             Err(e) => part.error = chain(&e).join(": "),
         }
         self.outgoing.send(Message::PartWritten(part));

@@ -2,7 +2,7 @@
 //! `tfos_ps::Optimizer`, as libtorch operations, so that nothing leaves the device.
 
 use tch::{Kind, Tensor, no_grad};
-use tfos_ps::{FullState, Layout, Optimizer, Scheduled};
+use tfos_ps::{Layout, Optimizer, Scheduled};
 
 use crate::Error;
 
@@ -15,15 +15,16 @@ pub(super) struct DeviceOptimizer {
 }
 
 impl DeviceOptimizer {
+    /// `saved` has every slot as a flat vector, and the updates that they have seen.
     pub(super) fn new(
         optimizer: Scheduled,
         variables: &[Tensor],
         layout: &Layout,
-        state: Option<&FullState>,
+        saved: Option<(&[Vec<f32>], u64)>,
     ) -> Result<Self, Error> {
         let mut slots = vec![];
-        for name in optimizer.slots() {
-            let saved = state.and_then(|s| s.slots.iter().find(|(n, _)| n == name)).map(|(_, values)| values);
+        for (index, name) in optimizer.slots().iter().enumerate() {
+            let saved = saved.and_then(|(slots, _)| slots.get(index));
             let fill = optimizer.rule.initial_value(name);
             let mut tensors = vec![];
             for (v, variable) in layout.variables.iter().zip(variables) {
@@ -37,7 +38,7 @@ impl DeviceOptimizer {
             }
             slots.push(tensors);
         }
-        Ok(Self { optimizer, slots, optimizer_step: state.map_or(0, |s| s.optimizer_step) })
+        Ok(Self { optimizer, slots, optimizer_step: saved.map_or(0, |(_, updates)| updates) })
     }
 
     pub(super) fn optimizer_step(&self) -> u64 {

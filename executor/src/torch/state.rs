@@ -4,15 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor, nn};
+use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
 use tfos_core::config::Consistency;
-use tfos_core::proto::{Commit, Commits, NodeReady, PartWritten, SnapshotAt, from_executor::Message};
+use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::encode_ranges;
 use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
 
-use super::trainer::{Begin, Trainer, Variables};
+use super::trainer::{Begin, Loaded, Trainer, Variables};
 use crate::Error;
-use crate::checkpoint::{Checkpoint, CheckpointStore};
+use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
 use crate::feed::Hooks;
 use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests};
@@ -224,29 +225,18 @@ impl NodeContext {
         if self.kind != PhaseKind::Train || !self.node.role.trains() {
             return self.load();
         }
-        let mut variables = Variables::collect(self.torch.vs.variables())?;
+        let variables = Variables::collect(self.torch.vs.variables())?;
         let chief = self.trainer == 0;
-        let restored = match self.restore.as_str() {
-            path if !path.is_empty() && chief => Some(self.read_checkpoint(path)?),
-            _ => None,
-        };
-        if let Some(checkpoint) = &restored {
-            let path = self.restore.clone();
-            variables.restore(&path, &checkpoint.layout, &checkpoint.state)?;
-            if checkpoint.optimizer.slots() != optimizer.slots() {
-                let why = format!(
-                    "its optimizer keeps {:?} and this one {:?}; use the same optimizer",
-                    checkpoint.optimizer.slots(),
-                    optimizer.slots()
-                );
-                return Err(Error::Mismatch { path, why });
-            }
-        }
+        let loading = self.loading.clone().filter(|_| chief);
+        let plan = loading.as_ref().map(|loading| self.plan(loading, &variables.layout, Some(&optimizer)));
+        let plan = plan.transpose()?;
         let client = match &self.torch.connect {
             Some((addresses, options)) => Some(PsClient::connect(addresses, options)?),
             None => None,
         };
-        let begin = Begin { optimizer, mode: self.torch.mode, restored: restored.as_ref().map(|c| &c.state), chief };
+        let load = loading.as_ref().zip(plan.as_ref());
+        let load = load.map(|(loading, plan)| Loaded { loading, plan, runtime: &self.runtime });
+        let begin = Begin { optimizer, mode: self.torch.mode, load, chief };
         let (trainer, step) = Trainer::new(variables, &begin, client)?;
         self.counters.set_step(step);
         if chief {
@@ -262,24 +252,37 @@ impl NodeContext {
 
     /// Loads the checkpoint that this phase was started with into the variables.
     pub fn load(&mut self) -> Result<(), Error> {
-        let path = self.restore.clone();
-        if path.is_empty() {
-            return Err(Error::Usage {
-                what: "there is no checkpoint to load".into(),
-                try_this: "train first, or give the --model-dir of a trained model".into(),
-            });
-        }
-        let checkpoint = self.read_checkpoint(&path)?;
-        self.load_checkpoint(&path, &checkpoint)
+        let loading = self.loading.clone().ok_or_else(|| Error::Usage {
+            what: "there is no checkpoint to load".into(),
+            try_this: "train first, or give the --model-dir of a trained model".into(),
+        })?;
+        self.load_as(&loading)
     }
 
-    /// Copies the values of a checkpoint into the variables.
-    pub fn load_checkpoint(&mut self, path: &str, checkpoint: &Checkpoint) -> Result<(), Error> {
+    /// Loads another checkpoint of the job into the variables, given the path of its manifest relative to the model
+    /// directory.
+    pub fn load_from(&mut self, manifest: &str) -> Result<(), Error> {
+        self.load_as(&Loading::own(manifest))
+    }
+
+    fn load_as(&mut self, loading: &Loading) -> Result<(), Error> {
         let mut variables = Variables::collect(self.torch.vs.variables())?;
-        let layout: &Layout = &checkpoint.layout;
-        variables.restore(path, layout, &checkpoint.state)?;
-        self.counters.set_step(checkpoint.state.step);
+        let plan = self.plan(loading, &variables.layout, None)?;
+        variables.load(&Loaded { loading, plan: &plan, runtime: &self.runtime }, vec![])?;
+        self.counters.set_step(plan.step());
         Ok(())
+    }
+
+    fn plan(&self, loading: &Loading, model: &Layout, optimizer: Option<&Scheduled>) -> Result<Plan, Error> {
+        let plan = self.runtime.block_on(self.store.plan(loading, model, optimizer))?;
+        for text in plan.notes().iter().cloned() {
+            tracing::info!("{text}");
+            // Every node finds the same; one of them says it.
+            if self.trainer == 0 && self.node.role.trains() {
+                self.outgoing.send(Message::Note(Note { text }));
+            }
+        }
+        Ok(plan)
     }
 
     /// Backward pass of `loss` (a scalar, mean over the rows of the batch) and one update of the model, which

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use tch::{Device, Tensor, no_grad};
+use tfos_core::checkpoint::Loading;
 use tfos_ps::memory::{Arena, Cut};
-use tfos_ps::{FullState, InitState, Layout, LocalTrainer, Mode, PsClient, Push, Scheduled, Snapshot};
+use tfos_ps::{InitState, Layout, Load, LocalTrainer, Mode, PsClient, Push, Scheduled, Snapshot};
 
 use super::device::DeviceOptimizer;
 use super::slices::{Frozen, check, floats, floats_mut};
 use crate::Error;
+use crate::checkpoint::{Destination, Plan, Segments};
 
 /// Where updates are made.
 enum Backend {
@@ -64,42 +66,24 @@ impl Variables {
         Ok(Self { layout, trained: tensors(trained), buffers: tensors(buffers) })
     }
 
-    /// Copies a checkpoint's values into the variables.
-    pub(super) fn restore(&mut self, path: &str, layout: &Layout, state: &FullState) -> Result<(), Error> {
-        if *layout != self.layout {
-            return Err(Error::Mismatch { path: path.to_owned(), why: difference(layout, &self.layout) });
-        }
+    /// Loads the variables, and these slots: on the CPU straight into place, for a GPU by way of it.
+    pub(super) fn load(&mut self, from: &Loaded<'_>, slots: Vec<(String, Segments<'_>)>) -> Result<(), Error> {
+        let (mut params, mut buffers) = (on_host(&self.trained)?, on_host(&self.buffers)?);
+        let mut into = Destination {
+            params: Segments::new(0, params.iter_mut().map(floats_mut)),
+            slots,
+            buffers: Some(Segments::new(0, buffers.iter_mut().map(floats_mut))),
+        };
+        from.runtime.block_on(from.plan.load(0..self.layout.total, &mut into))?;
+        drop(into);
         no_grad(|| {
-            scatter(&mut self.trained, &state.params)?;
-            scatter(&mut self.buffers, &state.buffers)
+            let pairs = self.trained.iter_mut().zip(&params).chain(self.buffers.iter_mut().zip(&buffers));
+            for (tensor, host) in pairs.filter(|(tensor, _)| tensor.device() != Device::Cpu) {
+                tensor.f_copy_(host)?;
+            }
+            Ok(())
         })
     }
-}
-
-/// In what two models differ, by name.
-fn difference(saved: &Layout, model: &Layout) -> String {
-    let all = |l: &Layout| -> Vec<(String, Vec<i64>)> {
-        l.variables.iter().chain(&l.buffers).map(|v| (v.name.clone(), v.shape.clone())).collect()
-    };
-    let (saved, model) = (all(saved), all(model));
-    let only = |a: &[(String, Vec<i64>)], b: &[(String, Vec<i64>)]| {
-        a.iter().filter(|v| !b.contains(v)).map(|(n, s)| format!("{n} {s:?}")).collect::<Vec<_>>().join(", ")
-    };
-    format!(
-        "it has [{}] where the model has [{}]; use another model directory or the model that wrote it",
-        only(&saved, &model),
-        only(&model, &saved)
-    )
-}
-
-fn scatter(tensors: &mut [Tensor], flat: &[f32]) -> Result<(), Error> {
-    let mut rest = flat;
-    for tensor in tensors {
-        let (part, after) = rest.split_at(tensor.numel().min(rest.len()));
-        rest = after;
-        tensor.f_copy_(&Tensor::f_from_slice(part)?.f_reshape(tensor.size())?)?;
-    }
-    Ok(())
 }
 
 fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
@@ -110,24 +94,45 @@ fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
 pub(super) struct Begin<'a> {
     pub(super) optimizer: Scheduled,
     pub(super) mode: Mode,
-    pub(super) restored: Option<&'a FullState>,
+    pub(super) load: Option<Loaded<'a>>,
     pub(super) chief: bool,
 }
 
+/// What it begins with, if not with fresh values.
+pub(super) struct Loaded<'a> {
+    pub(super) loading: &'a Loading,
+    pub(super) plan: &'a Plan,
+    pub(super) runtime: &'a tokio::runtime::Handle,
+}
+
 impl Trainer {
-    pub(super) fn new(variables: Variables, begin: &Begin<'_>, client: Option<PsClient>) -> Result<(Self, u64), Error> {
+    pub(super) fn new(
+        mut variables: Variables,
+        begin: &Begin<'_>,
+        client: Option<PsClient>,
+    ) -> Result<(Self, u64), Error> {
+        let optimizer = begin.optimizer;
+        let steps = begin.load.as_ref().map(|load| (load.plan.step(), load.plan.optimizer_step()));
+        let (step, optimizer_step) = steps.unwrap_or_default();
+        let mut slots = None;
+        if let Some(load) = begin.load.as_ref().filter(|_| client.is_none()) {
+            let slots = slots.insert(optimizer.initial_slots(variables.layout.total));
+            let named = optimizer.slots().iter().zip(slots);
+            let named = named.map(|(name, slot)| ((*name).to_owned(), Segments::new(0, [slot.as_mut_slice()])));
+            variables.load(load, named.collect())?;
+        }
         let Variables { layout, trained, buffers } = variables;
-        let step = begin.restored.map_or(0, |s| s.step);
         let on_cpu = trained.iter().all(|t| t.device() == Device::Cpu);
-        let backend = match client {
-            Some(client) => Backend::Ps(client),
-            None if on_cpu => Backend::Local(match begin.restored {
-                Some(state) => LocalTrainer::restore(layout.clone(), begin.optimizer, state)?,
-                None => LocalTrainer::new(layout.clone(), begin.optimizer, 0)?,
-            }),
-            None => {
-                let optimizer = DeviceOptimizer::new(begin.optimizer, &trained, &layout, begin.restored)?;
-                Backend::Device(optimizer, step)
+        let backend = match (client, slots) {
+            (Some(client), _) => Backend::Ps(client),
+            (None, Some(slots)) if on_cpu => {
+                let layout = layout.clone();
+                Backend::Local(LocalTrainer::with_slots(layout, optimizer, step, optimizer_step, slots)?)
+            }
+            (None, None) if on_cpu => Backend::Local(LocalTrainer::new(layout.clone(), optimizer, 0)?),
+            (None, slots) => {
+                let saved = slots.as_deref().map(|slots| (slots, optimizer_step));
+                Backend::Device(DeviceOptimizer::new(optimizer, &trained, &layout, saved)?, step)
             }
         };
         let host = match (&backend, on_cpu) {
@@ -136,7 +141,7 @@ impl Trainer {
         };
         let mut trainer = Self {
             layout: Arc::new(layout),
-            optimizer: begin.optimizer,
+            optimizer,
             variables: trained,
             buffers,
             host,
@@ -147,7 +152,7 @@ impl Trainer {
         Ok((trainer, step))
     }
 
-    /// Chief: gives the ps their state. Others: wait for it and take it.
+    /// Chief: gives the ps their state, or has them read it. Who has not got it then waits for it and takes it.
     fn meet(&mut self, begin: &Begin<'_>, step: u64) -> Result<u64, Error> {
         let mut host_buffers = on_host(&self.buffers)?;
         let layout = Arc::clone(&self.layout);
@@ -160,18 +165,27 @@ impl Trainer {
                 optimizer: begin.optimizer,
                 mode: begin.mode,
                 step,
-                optimizer_step: begin.restored.map_or(0, |s| s.optimizer_step),
+                optimizer_step: begin.load.as_ref().map_or(0, |load| load.plan.optimizer_step()),
                 params: &params,
-                slots: begin.restored.map_or(&[], |s| &s.slots),
+                slots: &[],
                 buffers: &buffers,
             };
-            client.init(&layout, state)?;
-            return Ok(step);
+            let Some(load) = &begin.load else {
+                client.init(&layout, state)?;
+                return Ok(step);
+            };
+            let what = serde_json::to_string(load.loading).map_err(|e| Error::Other(Box::new(e)))?;
+            let (fresh, fresh_buffers) = load.plan.fresh();
+            client.init_loaded(&layout, state, Load { what, fresh, fresh_buffers })?;
         }
         let step = {
             let mut params: Vec<&mut [f32]> = params.iter_mut().map(floats_mut).collect();
             let mut buffers: Vec<&mut [f32]> = host_buffers.iter_mut().map(floats_mut).collect();
-            client.wait_init(&layout, &mut params, &mut buffers)?
+            if begin.chief {
+                client.pull(&mut params, &mut buffers)?.step
+            } else {
+                client.wait_init(&layout, &mut params, &mut buffers)?
+            }
         };
         no_grad(|| {
             for (buffer, host) in self.buffers.iter_mut().zip(&host_buffers) {

@@ -18,8 +18,11 @@ use tfos::data::datafusion::scalar::ScalarValue;
 use tfos::data::session::Format;
 use tfos::prelude::*;
 
+#[path = "probe/network.rs"]
+mod network;
+
 /// What it can be asked to do, and on what.
-const MODES: [(&str, &str); 18] = [
+const MODES: [(&str, &str); 19] = [
     ("basic", "adds two numbers with libtorch and leaves the feed alone"),
     ("role", "checks node, number of workers and arguments"),
     ("sum", "evaluates: sums column x and reports sum and rows"),
@@ -43,6 +46,7 @@ const MODES: [(&str, &str); 18] = [
         "ordered",
         "trains on rows shuffled in blocks of block=N by seed=N, and prints the address and x of each; gates as linear",
     ),
+    ("network", "trains a small network on the same line, and reports how well it fits; see probe/network.rs"),
     ("idle", "the driver does nothing with its cluster"),
     ("draw", "the driver writes rows=N drawn digits to=FILE"),
 ];
@@ -148,7 +152,7 @@ impl Application for Probe {
                 let rows = cluster.sql(&format!("SELECT touchy(x, {}) AS x FROM data", args.number("at", 0)))?;
                 cluster.train(rows, epochs)?;
             }
-            "linear" => {
+            "linear" | "network" => {
                 cluster.train(rows.clone(), epochs)?;
                 cluster.evaluate(rows)?;
             }
@@ -174,6 +178,7 @@ impl Application for Probe {
             "square" | "wrong-count" | "no-results" => infer(context, args.mode()),
             "listener" => listener(context),
             "linear" => linear(context, &args),
+            "network" => network::network(context, &args),
             "ordered" => ordered(context, &args),
             _ => consume(context, &args),
         }

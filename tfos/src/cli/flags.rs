@@ -196,6 +196,21 @@ pub(super) struct SubmitFlags {
     /// Beside these, the best checkpoint by a metric of the evaluator stays: accuracy, or -loss where less is better.
     #[arg(long, value_name = "METRIC", allow_hyphen_values = true)]
     keep_best: Option<String>,
+    /// What to take of the checkpoint when a job resumes: full, or parameters-only, with which the optimizer may be another
+    /// one and its state begins fresh [default: full].
+    #[arg(long, value_name = "HOW")]
+    restore: Option<String>,
+    /// Variables whose names have changed, as OLD=NEW or OLD.*=NEW.*, with commas between them or the flag repeated.
+    #[arg(long, value_name = "OLD=NEW", value_delimiter = ',')]
+    restore_map: Vec<String>,
+    /// When the checkpoint lacks variables of the model or has others: error, or init, which keeps initial values, leaves
+    /// out the others, and lists all [default: error].
+    #[arg(long, value_name = "HOW")]
+    restore_missing: Option<String>,
+    /// Begin with the parameters of another model: a model directory, a manifest or a .safetensors file, any object-store
+    /// URL. Ignored when --model-dir has a checkpoint.
+    #[arg(long, value_name = "URL")]
+    init_from: Option<String>,
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
@@ -275,6 +290,10 @@ impl SubmitFlags {
             checkpoint_failure_limit: self.checkpoint_failure_limit,
             keep_every: self.keep_every,
             keep_best: self.keep_best.clone(),
+            restore: self.restore.clone(),
+            restore_map: (!self.restore_map.is_empty()).then(|| self.restore_map.clone()),
+            restore_missing: self.restore_missing.clone(),
+            init_from: self.init_from.clone(),
             max_steps: self.max_steps,
             feed_memory: self.feed_memory,
             reservation_timeout: self.reservation_timeout,

@@ -7,12 +7,14 @@ mod results;
 mod rows_of;
 mod staging;
 mod start;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tfos_core::checkpoint::Loading;
 use tfos_core::config::{InputMode, Job};
 use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::proto;
@@ -76,6 +78,10 @@ pub struct Cluster {
     generation: Generation,
     log_dir: PathBuf,
     restored: Option<Restored>,
+    /// What the next phase loads.
+    loading: Option<Loading>,
+    /// Prints what nodes have to say, until the driver has ended.
+    notes: Option<tokio::task::JoinHandle<()>>,
     trained: bool,
     arguments: String,
     named: Vec<(String, DataFrame)>,
@@ -208,6 +214,8 @@ impl Cluster {
         let outcome = self.phase(PhaseKind::Train, planned, inputs, epochs, committed, before, step)?;
         if let Some(stored) = self.driver.as_ref().and_then(Driver::stored) {
             self.restored = Some(Restored { path: stored.path.clone(), manifest: stored.manifest.clone() });
+            // This model wrote it.
+            self.loading = Some(Loading::own(&stored.path));
         }
         let result = TrainOutcome {
             global_step: outcome.global_step.0,
@@ -276,7 +284,7 @@ impl Cluster {
             kind: kind.to_string(),
             inputs,
             arguments: self.arguments.clone(),
-            restore: self.restored.as_ref().map(|r| r.path.clone()).unwrap_or_default(),
+            restore: self.loading.as_ref().and_then(|l| serde_json::to_string(l).ok()).unwrap_or_default(),
             consistency: serde_json::to_string(&self.job.consistency).unwrap_or_default(),
             max_steps: self.job.max_steps.unwrap_or(0),
             seed: self.job.seed,

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rand::RngCore;
+use tfos_core::checkpoint::Loading;
 use tfos_core::config::{Job, LogDir, Master};
 use tfos_core::ids::Generation;
 use tfos_driver::launcher::{Launcher, Local, Standalone};
@@ -77,10 +78,18 @@ impl Cluster {
         };
         let model_dir = ModelDir::open(&address)?;
         let (generation, restored) = runtime.block_on(prepare(&model_dir, &job, &progress))?;
+        let loading = runtime.block_on(begin_with(&job, restored.as_ref(), &progress))?;
         let log_dir = log_dir(&job, &model_dir, generation)?;
         let session = tfos_data::session::session().enable_url_table();
         application.register(&session)?;
         let token = token(&job, &log_dir, &progress)?;
+        let (notes_tx, mut lines) = tokio::sync::mpsc::unbounded_channel::<String>();
+        let saying = progress.clone();
+        let notes = runtime.spawn(async move {
+            while let Some(line) = lines.recv().await {
+                saying.say(&line);
+            }
+        });
         let options = DriverOptions {
             token: token.clone(),
             generation,
@@ -89,6 +98,7 @@ impl Cluster {
             scratch_dir: format!("{}/job/inference", model_dir.url().as_str().trim_end_matches('/')),
             restored: restored.as_ref().map(|r| (r.manifest.global_step, r.manifest.ledger.clone())),
             version: env!("CARGO_PKG_VERSION").into(),
+            notes: notes_tx,
             job: job.clone(),
         };
         let launcher: Box<dyn Launcher> = match job.master {
@@ -115,6 +125,8 @@ impl Cluster {
             generation,
             log_dir,
             restored,
+            loading,
+            notes: Some(notes),
             trained: false,
             arguments: "{}".into(),
             named: vec![],
@@ -139,6 +151,10 @@ impl Cluster {
         let restored = self.restored.as_ref().map(|r| (r.path.clone(), r.manifest.global_step.0));
         if let Some(driver) = self.driver.take() {
             self.runtime.block_on(driver.shutdown(reason));
+        }
+        if let Some(notes) = self.notes.take() {
+            // Ends with the driver, which held the other end.
+            let _ = self.runtime.block_on(notes);
         }
         self.progress.clear();
         Ended {
@@ -218,6 +234,26 @@ async fn prepare(dir: &ModelDir, job: &Job, progress: &Progress) -> Result<(Gene
     let lineage = restored.as_ref().map(|r| r.manifest.ledger.clone()).unwrap_or_default();
     dir.remove_orphans(&lineage, generation).await?;
     Ok((generation, restored))
+}
+
+/// What the first phase loads: the job's own checkpoint if there is one, else what it is to start from.
+async fn begin_with(job: &Job, restored: Option<&Restored>, progress: &Progress) -> Result<Option<Loading>> {
+    match (restored, &job.restore.init_from) {
+        (Some(own), from) => {
+            if let Some(url) = from {
+                let step = own.manifest.global_step;
+                progress
+                    .say(&format!("--init-from {url} is ignored: the model directory has a checkpoint at step {step}"));
+            }
+            Ok(Some(job.restore.resume(&own.path)))
+        }
+        (None, Some(url)) => {
+            let loading = super::warm::find(url, &job.restore, progress).await?;
+            progress.say(&format!("starting at step 0 with the parameters of {loading}"));
+            Ok(Some(loading))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 fn log_dir(job: &Job, model_dir: &ModelDir, generation: Generation) -> Result<PathBuf> {

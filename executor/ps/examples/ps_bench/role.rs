@@ -46,6 +46,7 @@ fn ps(num_workers: u32) -> Result<(), Failure> {
         token: TOKEN.to_owned(),
         generation: 1,
         num_workers,
+        loader: None,
     };
     let failed = |event| {
         if let ServerEvent::Failed(error) = event {

@@ -11,6 +11,7 @@ pub use self::types::{ClientOptions, InitState, Outcome, Push, Status};
 use crate::error::{Error, Refusal, Violation};
 use crate::flat;
 use crate::layout::{Layout, shard_range};
+use crate::loader::{Load, within};
 use crate::optimizer::Scheduled;
 use crate::sequencer::Mode;
 use crate::snapshot::FullState;
@@ -116,6 +117,16 @@ impl PsClient {
 
     /// Chief only: gives every ps its part of the state. Workers that wait in `wait_init` go on.
     pub fn init(&mut self, layout: &Layout, state: InitState<'_>) -> Result<(), Error> {
+        self.begin(layout, state, None)
+    }
+
+    /// As [`PsClient::init`], but every ps has its host read its part, all at the same time. Of `state` only the fresh
+    /// ranges of parameters and buffers are sent; its slots have to be empty. `pull` then gives what was read.
+    pub fn init_loaded(&mut self, layout: &Layout, state: InitState<'_>, load: Load) -> Result<(), Error> {
+        self.begin(layout, state, Some(load))
+    }
+
+    fn begin(&mut self, layout: &Layout, state: InitState<'_>, load: Option<Load>) -> Result<(), Error> {
         flat::check("parameters", state.params, layout.total)?;
         flat::check("buffers", state.buffers, layout.buffers_total)?;
         for (_, slot) in state.slots {
@@ -133,21 +144,37 @@ impl PsClient {
                 mode: state.mode,
                 optimizer_step: state.optimizer_step,
                 slots: state.slots.iter().map(|(name, _)| name.clone()).collect(),
+                load: load.clone(),
             },
         )?;
         let count = self.shards.len();
-        // ps:0 last: once it is initialised, all are, so a worker that asks it first never waits for half a state.
-        for (shard, connection) in self.shards.iter_mut().enumerate().rev() {
+        let (everything, every_buffer) = (0..layout.total, 0..layout.buffers_total);
+        let all = (vec![everything], vec![every_buffer.clone()]);
+        let (fresh, fresh_buffers) = load.map_or(all, |load| (load.fresh, load.fresh_buffers));
+        for (shard, connection) in self.shards.iter_mut().enumerate() {
             let range = shard_range(layout.total, count, shard);
+            let params = || within(&fresh, &range);
+            let buffers = || within(if shard == 0 { &fresh_buffers } else { &[] }, &every_buffer);
+            let slots = state.slots.iter().map(|(_, slot)| &slot[range.clone()]);
             let mut header = Header::new(Kind::Init);
             header.worker = self.worker;
             header.step = state.step;
-            header.body = (range.len() * (1 + state.slots.len())) as u64;
-            header.aux = if shard == 0 { layout.buffers_total as u64 } else { 0 };
-            let slots = state.slots.iter().map(|(_, slot)| &slot[range.clone()]);
-            let buffers = if shard == 0 { state.buffers } else { &[] };
-            let parts = flat::cut(state.params, range.clone()).chain(slots).chain(buffers.iter().copied());
+            header.body = (params().map(|r| r.len()).sum::<usize>() + range.len() * state.slots.len()) as u64;
+            header.aux = buffers().map(|r| r.len() as u64).sum();
+            let parts = params().flat_map(|r| flat::cut(state.params, r)).chain(slots);
+            let parts = parts.chain(buffers().flat_map(|r| flat::cut(state.buffers, r)));
             wire::send(&mut **connection, header, &meta, parts)?;
+        }
+        // Every answer is awaited, so that the connections stay usable after a refusal.
+        let answers = self.shards.iter_mut().map(|c| wire::expect(&mut **c, Kind::Ok, "Ok"));
+        let errors: Vec<Error> = answers.filter_map(Result::err).collect();
+        // A typed refusal says more than the lost connections that follow from it.
+        if let Some(error) = errors.into_iter().min_by_key(Error::is_secondary) {
+            return Err(error);
+        }
+        // ps:0 last: once it is initialised, all are, so a worker that asks it first never waits for half a state.
+        for connection in self.shards.iter_mut().rev() {
+            wire::send(&mut **connection, Header::new(Kind::Begin), &[], [])?;
             wire::expect(&mut **connection, Kind::Ok, "Ok")?;
         }
         self.adopt(layout);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::decision::{Commit, DropReason};
 use crate::error::{Error, Refusal, Violation};
+use crate::loader::Loader;
 use crate::sequencer::{Event, Notice};
 use crate::snapshot::Snapshot;
 use crate::transport::{Acceptor, Closer, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport};
@@ -34,6 +35,8 @@ pub struct ServerOptions {
     pub generation: u64,
     /// Workers 0..num_workers are expected, the chief among them.
     pub num_workers: u32,
+    /// Reads saved states; without one a chief has to send all values.
+    pub loader: Option<Arc<dyn Loader>>,
 }
 
 /// What a ps tells its host.

@@ -1,9 +1,10 @@
 //! Serves one worker's connection: reads its gradients into place, reports them, answers with parameters.
 
+mod init;
+
 use crate::error::{Error, Refusal, Violation};
-use crate::layout::{Fingerprint, shard_range};
+use crate::layout::Fingerprint;
 use crate::sequencer::{Event, PushMeta};
-use crate::server::ServerEvent;
 use crate::server::peer::{first_seq, session_of};
 use crate::server::state::{Inner, lock};
 use crate::shard::{Begin, Shard, Staged, Version};
@@ -12,7 +13,8 @@ use crate::wire::{self, Header, Init, Kind};
 
 /// Serves until the worker finishes, breaks, or is fenced off.
 pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32, is_chief: bool, session: Option<u32>) {
-    let mut served = Served { inner, connection, worker, is_chief, session: 0, last_seq: 0, spare: None };
+    let mut served =
+        Served { inner, connection, worker, is_chief, session: 0, last_seq: 0, spare: None, prepared: None };
     let result = served.begin(session).and_then(|()| served.run());
     let Served { session, last_seq, .. } = served;
     if let Some(shard) = lock(&inner.shard).as_mut() {
@@ -44,6 +46,8 @@ struct Served<'a> {
     last_seq: u64,
     /// The staging buffer of the last push; the next one is read into it.
     spare: Option<Staged>,
+    /// A state that is whole here, and waits for that of the other shards.
+    prepared: Option<Box<(Begin, Init)>>,
 }
 
 impl Served<'_> {
@@ -96,6 +100,7 @@ impl Served<'_> {
             match header.kind {
                 Kind::PushPull => self.push(header)?,
                 Kind::Init => self.init(header)?,
+                Kind::Begin => self.install()?,
                 Kind::WaitInit => self.wait_init(header)?,
                 Kind::Pull => self.pull()?,
                 Kind::Idle if is_first => self.presence(Event::WorkerIdle(self.worker))?,
@@ -133,69 +138,6 @@ impl Served<'_> {
             return Ok(());
         }
         Err(wire::violated(&*self.connection, Violation::Length { what, allowed: allowed as u64, found }))
-    }
-
-    fn init(&mut self, header: Header) -> Result<(), Error> {
-        let options = &self.inner.options;
-        let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
-        let init: Init = wire::from_json(&*self.connection, "init", &meta)?;
-        let range = shard_range(init.layout.total, options.num_shards, options.shard);
-        let len = range.len();
-        let buffers_len = if options.shard == 0 { init.layout.buffers_total } else { 0 };
-        self.length("init", len * (1 + init.slots.len()), header.body)?;
-        self.length("buffers", buffers_len, header.aux)?;
-        let mut params = vec![0.0; len];
-        let mut slots: Vec<Vec<f32>> = init.slots.iter().map(|_| vec![0.0; len]).collect();
-        let mut buffers = vec![0.0; buffers_len];
-        let parts = std::iter::once(&mut params).chain(&mut slots).chain([&mut buffers]);
-        wire::recv_floats(&mut *self.connection, parts.map(Vec::as_mut_slice))?;
-
-        if !self.is_chief {
-            return self.refuse(Refusal::NotChief);
-        }
-        if slots.is_empty() {
-            slots = init.optimizer.initial_slots(len);
-        } else if init.slots != init.optimizer.slots() {
-            let reason = format!("the optimizer has slots {:?}, given are {:?}", init.optimizer.slots(), init.slots);
-            return self.refuse(Refusal::BadInit { reason });
-        }
-        let (step, optimizer_step) = (header.step, init.optimizer_step);
-        let buffers = (options.shard == 0).then_some(buffers);
-        let shard = options.shard;
-        let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
-        let variables = init.layout.parts_in(range.clone());
-        let begin = Begin { shard, alone, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
-        match self.install(begin, &init)? {
-            Ok(()) => wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], []),
-            Err(refusal) => self.refuse(refusal),
-        }
-    }
-
-    /// The order: the sequencer knows the mode and the host the step before any worker can see parameters.
-    fn install(&self, begin: Begin, init: &Init) -> Result<Result<(), Refusal>, Error> {
-        let inner = self.inner;
-        let step = begin.step;
-        let mut fingerprint = lock(&inner.fingerprint);
-        if let Some(shard) = lock(&inner.shard).as_ref() {
-            // ps:0 is initialised last. A chief that died before that may have left others initialised; its
-            // successor overwrites them, as nobody has seen them (workers ask ps:0 first).
-            if inner.options.shard == 0 || !shard.is_untouched() {
-                return Ok(Err(Refusal::AlreadyInitialised { step: shard.current().step }));
-            }
-        }
-        let shard = Shard::new(begin)?;
-        if inner.order.is_some() {
-            // A single shard measures as it applies, there is nobody to ask.
-            let rounds = if inner.options.num_shards > 1 { init.optimizer.rounds().len() as u32 } else { 0 };
-            inner.sequence(Event::Initialised { mode: init.mode, step, rounds })?;
-        }
-        inner.emit(ServerEvent::Initialised { step, layout: init.layout.clone() });
-        *fingerprint = Some(init.layout.fingerprint());
-        *lock(&inner.shard) = Some(shard);
-        drop(fingerprint);
-        inner.wake();
-        inner.perform();
-        Ok(Ok(()))
     }
 
     /// What ends the wait: the chief initialises, or the server closes (the driver sees a dead chief).

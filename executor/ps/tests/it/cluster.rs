@@ -42,6 +42,7 @@ impl Cluster {
                 token: TOKEN.to_owned(),
                 generation: 3,
                 num_workers: workers,
+                loader: None,
             };
             let callback = move |event| drop(sender.lock().unwrap().send(event));
             servers.push(PsServer::start(listener, options, Arc::new(callback)).unwrap());

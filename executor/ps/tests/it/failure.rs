@@ -156,6 +156,7 @@ fn a_death_that_a_shard_sees_before_it_has_reached_ps0_is_still_reported() {
         token: TOKEN.to_owned(),
         generation: 3,
         num_workers: 2,
+        loader: None,
     };
     let server = tfos_ps::PsServer::start(ps1, options, std::sync::Arc::new(drop)).unwrap();
     let mut worker = Tcp.connect(&addresses[1], DEADLINE).unwrap();
@@ -195,11 +196,13 @@ fn a_worker_that_dies_while_its_gradient_is_measured_is_applied_and_stops_nobody
     let layout = problem.layout().unwrap();
     let range = shard_range(layout.total, 2, 0);
     let optimizer = sgd(1.0).with_clip_norm(5.0);
-    let init = wire::Init { layout, optimizer, mode: Mode::Async, optimizer_step: 0, slots: vec![] };
+    let init = wire::Init { layout, optimizer, mode: Mode::Async, optimizer_step: 0, slots: vec![], load: None };
     let mut header = Header::new(Kind::Init);
     (header.body, header.aux) = (range.len() as u64, 1);
     let zeros = vec![0.0f32; range.len() + 1];
     wire::send(&mut *chief, header, &wire::to_json("init", &init).unwrap(), [&zeros[..]]).unwrap();
+    wire::expect(&mut *chief, Kind::Ok, "Ok").unwrap();
+    wire::send(&mut *chief, Header::new(Kind::Begin), &[], []).unwrap();
     wire::expect(&mut *chief, Kind::Ok, "Ok").unwrap();
     let mut header = Header::new(Kind::PushPull);
     (header.seq, header.rows, header.body) = ((session << 32) + 1, 5, range.len() as u64);

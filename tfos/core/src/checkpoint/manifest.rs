@@ -8,6 +8,16 @@ use crate::rows::CommittedRows;
 /// Version of the manifest's format.
 pub const FORMAT: u32 = 1;
 
+/// Checksums of the blocks of a file: whoever needs a range of it reads the blocks that hold it, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blocks {
+    /// Bytes of each block but the last, which may be shorter.
+    pub bytes: u64,
+    /// CRC-32C of each block, in order.
+    pub crc32c: Vec<u32>,
+}
+
 /// One safetensors file of a checkpoint: elements `start..end` of the model's flat vector of trainable
 /// variables (in order of their names), the same range of every optimizer slot, and in one part the
 /// non-trainable buffers.
@@ -24,6 +34,9 @@ pub struct Part {
     pub start: u64,
     /// One past the last element.
     pub end: u64,
+    /// Absent in manifests of programs that did not write them: then the file is read whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
 }
 
 /// A committed checkpoint.
@@ -120,7 +133,7 @@ mod tests {
     use super::*;
 
     fn manifest(parts: &[(u64, u64)]) -> Result<Manifest, ManifestError> {
-        let part = |&(start, end)| Part { path: format!("{start}"), bytes: 0, crc32c: 0, start, end };
+        let part = |&(start, end)| Part { path: format!("{start}"), bytes: 0, crc32c: 0, start, end, blocks: None };
         let manifest = Manifest {
             format: FORMAT,
             tfos_version: String::new(),

@@ -8,6 +8,7 @@
 mod decide;
 mod garbage;
 mod lineage;
+mod loading;
 mod manifest;
 mod paths;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod retention;
 pub use decide::{Candidate, Target, compute_target, is_due};
 pub use garbage::{Found, compute_garbage};
 pub use lineage::{Base, Start, Starts};
-pub use manifest::{FORMAT, Manifest, ManifestError, Part};
+pub use loading::{Extent, Loading, Missing, Rename, Renames};
+pub use manifest::{Blocks, FORMAT, Manifest, ManifestError, Part};
 pub use paths::Paths;
 pub use retention::{Best, Retention, Scores, compute_deletions};

@@ -1,9 +1,11 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
 mod raw;
+mod restore;
 mod units;
 mod valid;
 
 pub use raw::{ConfigError, Problem, RawJob};
+pub use restore::Restore;
 pub use units::{ByteSize, Period};
 pub use valid::{Consistency, InputMode, Job, LogDir, Master};

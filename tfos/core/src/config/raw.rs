@@ -117,6 +117,14 @@ settings! {
     "keep-best" keep_best: String,
     /// Checkpoints that fail in a row before the job stops.
     "checkpoint-failure-limit" checkpoint_failure_limit: u32,
+    /// How much of a checkpoint a resumed job takes: `full` or `parameters-only`.
+    "restore" restore: String,
+    /// Variables whose names have changed since: `OLD=NEW`, `OLD.*=NEW.*`.
+    "restore-map" restore_map: Vec<String>,
+    /// What becomes of variables that the checkpoint lacks or has in another shape: `error` or `init`.
+    "restore-missing" restore_missing: String,
+    /// Begin with the parameters of another model: a model directory, a manifest or a safetensors file.
+    "init-from" init_from: String,
     /// Stop after this global step.
     "max-steps" max_steps: u64,
     /// Bound of all feed queues of an executor together.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::raw::{ConfigError, Problem, RawJob};
+use super::restore::Restore;
 use crate::checkpoint::{Best, Retention};
 use crate::cluster::Shape;
 use crate::ports::PortRange;
@@ -81,6 +82,8 @@ pub struct Job {
     pub keep: Retention,
     /// Checkpoints that fail in a row before the job stops.
     pub checkpoint_failure_limit: u32,
+    /// What it begins with.
+    pub restore: Restore,
     /// Stop after this global step.
     pub max_steps: Option<u64>,
     /// Bound of all feed queues of an executor together, bytes.
@@ -189,6 +192,7 @@ impl Job {
             Some(Ok(best)) => Some(best),
             None => None,
         };
+        let restore = Restore::check(&raw, &mut bad);
         if raw.max_steps == Some(0) {
             bad("max-steps", "must be at least 1".into());
         }
@@ -224,6 +228,7 @@ impl Job {
             save_checkpoints_steps: raw.save_checkpoints_steps,
             keep: Retention { newest: raw.keep_checkpoints.unwrap_or(5), every: raw.keep_every, best },
             checkpoint_failure_limit: raw.checkpoint_failure_limit.unwrap_or(5),
+            restore,
             max_steps: raw.max_steps,
             feed_memory,
             reservation_timeout,
