@@ -10,7 +10,7 @@ cargo xtask check                        format, tidy, control plane without lib
 cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
 cargo xtask kills [--kills N] [--seed S] whoever is killed at whatever moment, N times [1000]: each row exactly once
 cargo xtask fmt                          format everything
-cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead, ledger
+cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, memory, tfrecord, overhead, ledger
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 

@@ -199,7 +199,7 @@ pub(super) struct SubmitFlags {
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
-    /// Bound of the feed queue of an executor [default: 256MiB].
+    /// Bound of what a node holds of its feed: queue, open partitions, the batch in hand [default: 256MiB].
     #[arg(long, value_name = "BYTES")]
     feed_memory: Option<ByteSize>,
     /// Time in which all executors have to register [default: 600].

@@ -4,6 +4,7 @@
 mod apps;
 mod bare;
 mod feed;
+mod memory;
 mod overhead;
 mod report;
 mod submit;
@@ -40,8 +41,9 @@ fn main() -> ExitCode {
     let result = match name {
         "submit" => submit::run(),
         "feed" => feed::run(),
+        "memory" => memory::run(),
         "overhead" => overhead::run(),
-        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, overhead")),
+        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, memory, overhead")),
     };
     match result {
         Ok(report) => {
