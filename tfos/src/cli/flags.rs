@@ -285,6 +285,8 @@ impl SubmitFlags {
             executor_ports: self.executor_ports.clone(),
             token_file: self.token_file.clone(),
             log_dir: self.log_dir.clone(),
+            // Keys on a command line are seen by everybody on the machine.
+            storage: None,
             tensorboard: on(self.tensorboard),
             rdma: on(self.rdma),
             seed: self.seed,

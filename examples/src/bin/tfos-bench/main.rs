@@ -4,6 +4,7 @@
 mod apps;
 mod bare;
 mod feed;
+mod feed_peers;
 mod memory;
 mod overhead;
 mod report;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     {
         return tfos::run_all(vec![
             Arc::new(apps::FeedApp),
+            Arc::new(apps::ReadyApp),
             Arc::new(apps::TrainApp),
             Arc::new(tfos::apps::mnist::Mnist),
         ]);
@@ -41,9 +43,10 @@ fn main() -> ExitCode {
     let result = match name {
         "submit" => submit::run(),
         "feed" => feed::run(),
+        "feed-peers" => feed_peers::run(&arguments),
         "memory" => memory::run(),
         "overhead" => overhead::run(),
-        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, memory, overhead")),
+        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead")),
     };
     match result {
         Ok(report) => {

@@ -1,9 +1,11 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
 mod raw;
+mod storage;
 mod units;
 mod valid;
 
 pub use raw::{ConfigError, Problem, RawJob};
+pub use storage::Storage;
 pub use units::{ByteSize, Period};
 pub use valid::{Consistency, InputMode, Job, LogDir, Master};
