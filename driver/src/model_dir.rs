@@ -41,7 +41,7 @@ pub struct Restored {
 impl ModelDir {
     /// Opens `address`, a path or an object-store URL. Nothing is written yet.
     pub fn open(address: &str) -> Result<Self, Error> {
-        let (store, root, url) = tfos_data::store::resolve(address)?;
+        let (store, root, url) = tfos_data::store::resolve_to_keep(address)?;
         Ok(Self { store, root, url })
     }
 

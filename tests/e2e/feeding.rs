@@ -72,3 +72,36 @@ fn a_node_that_computes_is_alive() {
     assert!(done.wall > secs(3), "the chief was to compute for 3 s");
     assert_eq!(verified_rows(&lab.model()), 2000);
 }
+
+/// `--feed-memory` of the test, and a table of twenty times as much.
+const BOUND: u64 = 24 << 20;
+const WIDE_ROWS: u64 = 20 * BOUND / 784;
+
+/// A run over a table of so many rows in 16 files: what the feed held, and what the process had.
+fn resident(lab: &Lab, rows: u64) -> (f64, f64) {
+    let table = lab.path(&format!("wide-{rows}"));
+    let rows_of_file = rows / 16;
+    lab.probe(&format!("mode=wide files=4 rows={rows_of_file} to={}", table.display())).run().ok();
+    // Other files for the scan, the same ones on the disk.
+    for number in 4..16 {
+        let name = |number: u64| table.join(format!("part-{number:03}.parquet"));
+        std::fs::hard_link(name(number % 4), name(number)).unwrap();
+    }
+    let submit = lab.probe(&format!("mode=touch data={}", table.display()));
+    let done = submit.model_dir(&lab.path(&format!("model-{rows}"))).flags("--quiet --feed-memory 24MiB").run().ok();
+    assert_eq!(done.number("rows") as u64, rows_of_file * 16);
+    assert!(done.logs().contains("feed memory: at most"), "the node's log was to say what its feed held");
+    assert_eq!(done.number("feed_memory.bound") as u64, BOUND);
+    (done.number("feed_memory.together"), done.number("feed_memory.resident"))
+}
+
+#[test] // FED-5
+fn a_table_of_twenty_times_the_bound_streams_through() {
+    let lab = Lab::new("a_table_of_twenty_times_the_bound_streams_through");
+    let (_, base) = resident(&lab, 320);
+    let (together, resident) = resident(&lab, WIDE_ROWS);
+    // Several batches at a time, or the bound would not be what is tested.
+    assert!((0.2..=1.0).contains(&(together / BOUND as f64)), "the feed held {together} bytes of {BOUND}");
+    let own = (resident - base) / BOUND as f64;
+    assert!(own <= 1.1, "{resident} bytes were resident, {base} of them with next to no rows: {own:.2} bounds");
+}

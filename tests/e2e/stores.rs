@@ -9,7 +9,7 @@ use tfos_tests::s3::SECRET;
 use tfos_tests::server::Store;
 use tfos_tests::submit::checkpoints;
 use tfos_tests::wait::{self, secs};
-use tfos_tests::{Done, Hdfs, Lab, S3, Submit, bin};
+use tfos_tests::{Done, Hdfs, Lab, S3, Submit, Web, bin};
 
 use crate::assert_learned;
 
@@ -233,6 +233,62 @@ fn a_wrong_bucket_key_or_server_is_told_at_once() {
     }
     let [_, data, _] = ways(&*store, &lab, &good);
     refused(data, &lab, &["`s3://tfos/x` does not exist"]);
+}
+
+#[test] // listed by WebDAV, read by ranges; what is kept goes elsewhere, and is not even tried here
+fn rows_from_a_web_server_are_trained_on() {
+    let lab = Lab::new("rows_from_a_web_server_are_trained_on");
+    let Some(store) = Web::start(&lab) else { return };
+    let data = digits(env!("CARGO_TARGET_TMPDIR"));
+    for (name, files) in [("parquet", &data.train_parquet), ("tfrecord", &data.train_tfrecord)] {
+        std::fs::create_dir(store.folder().join(name)).unwrap();
+        for file in std::fs::read_dir(files).unwrap().flatten() {
+            std::fs::copy(file.path(), store.folder().join(name).join(file.file_name())).unwrap();
+        }
+    }
+    let job = |data: &str, model: &str| {
+        let job = Submit::new("mnist").flags("--cluster-size 3 --num-ps 1 --quiet").flag("--model-dir", model);
+        job.flag("--log-dir", lab.path("logs")).args_of(["--data", &store.url(data), "--epochs", "1"])
+    };
+    let one = store.url("parquet/part-00001.parquet");
+    assert_eq!(ask(&store, &format!("data describe --output json {one}")).number("rows"), 2000.0);
+    let glob = store.url("parquet/part-0000[01].parquet");
+    assert_eq!(ask(&store, &format!("data describe --output json {glob}")).number("rows"), 4000.0);
+    for (data, extra) in [("parquet", "--input-mode feed"), ("tfrecord", "--input-mode direct")] {
+        let model = lab.path(data);
+        job(data, &model.display().to_string()).args(extra).run().ok();
+        assert_eq!(crate::verified_rows(&model), 8000, "{data}");
+    }
+    let model = lab.path("model").display().to_string();
+    refused(job("parquet/none.parquet", &model), &lab, &["/parquet/none.parquet` does not exist"]);
+    refused(job("parquet", &store.url("model")), &lab, &["a model directory on a web server", "s3://"]);
+    let closed = Submit::new("mnist").flag("--model-dir", &model).args_of(["--data", "http://127.0.0.1:1/x.parquet"]);
+    refused(closed.flags("--quiet"), &lab, &["`http://127.0.0.1:1/x.parquet` does not answer", "Connection refused"]);
+}
+
+#[test] // the keys are in job.yaml alone, and nothing that the job leaves behind shows them
+fn keys_in_job_yaml_are_used_and_never_shown() {
+    let lab = Lab::new("keys_in_job_yaml_are_used_and_never_shown");
+    let Some(store) = S3::start(&lab) else { return };
+    put(&store, &line(lab.folder(), 400, 2), "line", "--num-files 2 --to-format parquet");
+    let config = lab.write("job.yaml", format!("storage:\n{}cluster-size: 3\nnum-ps: 1\n", store.yaml()));
+    let job = |extra: &str| {
+        let job = Submit::new(&bin::probe().display().to_string()).flag("--config", &config).flags(extra);
+        let job = job.flag("--log-dir", lab.path("logs")).flag("--model-dir", store.url("yaml"));
+        job.args(&format!("mode=linear data={}", store.url("line")))
+    };
+    let dry = job("--dry-run").run().ok();
+    assert!(dry.stdout.contains("AWS_SECRET_ACCESS_KEY"), "the names are shown: {}", dry.stdout);
+    keeps_the_secret(&dry, &lab);
+    let done = job("--quiet").run().ok();
+    assert_eq!(done.number("rows"), 400.0);
+    keeps_the_secret(&done, &lab);
+    for file in store.texts() {
+        assert!(!file.contains(SECRET), "a file of the model directory shows the secret");
+    }
+    let wrong = lab.write("wrong.yaml", format!("storage: {SECRET}\n"));
+    let wrong = Submit::new("mnist").flag("--config", &wrong).run().fails(2, &["storage", "VARIABLE"]);
+    keeps_the_secret(&wrong, &lab);
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod s3;
 pub mod server;
 pub mod submit;
 pub mod wait;
+pub mod web;
 
 pub use gate::Gate;
 pub use hdfs::Hdfs;
@@ -22,3 +23,4 @@ pub use lab::Lab;
 pub use proxy::{Fault, Proxy};
 pub use s3::S3;
 pub use submit::{Done, Running, Submit};
+pub use web::Web;

@@ -17,6 +17,7 @@ pub const SECRET: &str = "the-secret-of-the-tests";
 #[derive(Debug)]
 pub struct S3 {
     endpoint: String,
+    folder: std::path::PathBuf,
     _server: Server,
 }
 
@@ -33,7 +34,31 @@ impl S3 {
             server.assert_runs(&log);
             listening(server.0.id())
         });
-        Some(Self { endpoint: format!("http://127.0.0.1:{port}"), _server: server })
+        Some(Self { endpoint: format!("http://127.0.0.1:{port}"), folder, _server: server })
+    }
+}
+
+impl S3 {
+    /// What [`Store::known_to`] sets, as lines of a mapping in YAML.
+    pub fn yaml(&self) -> String {
+        let lines =
+            [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_ENDPOINT_URL", &self.endpoint)];
+        let fixed = "  AWS_ALLOW_HTTP: true\n  AWS_REGION: us-east-1\n".to_owned();
+        lines.iter().map(|(name, value)| format!("  {name}: {value}\n")).chain([fixed]).collect()
+    }
+
+    /// All text that the server keeps.
+    pub fn texts(&self) -> Vec<String> {
+        let (mut texts, mut folders) = (vec![], vec![self.folder.clone()]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.path() {
+                    path if path.is_dir() => folders.push(path),
+                    path => texts.push(String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()),
+                }
+            }
+        }
+        texts
     }
 
     /// A proxy in front of it, which commands from now on are told of instead.

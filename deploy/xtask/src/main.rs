@@ -10,11 +10,13 @@ cargo xtask check                        format, tidy, control plane without lib
 cargo xtask test [--quick]               set-up and all tests; --quick leaves out whole clusters
 cargo xtask kills [--kills N] [--seed S] whoever is killed at whatever moment, N times [1000]: each row exactly once
 cargo xtask fmt                          format everything
-cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, tfrecord, overhead, ledger
+cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed, memory, tfrecord, overhead, ledger
+cargo xtask bench feed-peers [KEY=N...]  the feed beside DataLoader, Ray Data and tf.data; keys: mnist-rows,
+                                         criteo-rows, repeat, rounds
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 6] = ["submit", "feed", "tfrecord", "overhead", "ledger", "ps"];
+const BENCHES: [&str; 8] = ["submit", "feed", "feed-peers", "memory", "tfrecord", "overhead", "ledger", "ps"];
 
 /// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
 const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];
@@ -111,6 +113,7 @@ fn bench(name: &str, rest: &[&str]) -> Done {
         "tfrecord" => return bench_tfrecord(rest),
         "ps" => return bench_ps(rest),
         "checkpoint" => return bench_checkpoint(rest),
+        "feed-peers" => return bench_feed_peers(rest),
         // Without libtorch.
         "ledger" => return bench_ledger(rest),
         _ => {}
@@ -143,6 +146,22 @@ fn bench_ledger(rest: &[&str]) -> Done {
     run("cargo", ["build", "--quiet", "--package", "tfos-driver", "--example", "ledger_bench"])?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     run(target.join("debug/examples/ledger_bench"), rest)
+}
+
+/// Ours, PyTorch, Ray and TensorFlow in turn, on the same files.
+fn bench_feed_peers(rest: &[&str]) -> Done {
+    run(root().join("deploy/setup"), ["--tensorflow", "--bench"])?;
+    let libtorch = env::var_os("LIBTORCH").map_or_else(|| root().join(".tools/libtorch/torch"), PathBuf::from);
+    let torch = libtorch.parent().unwrap_or(&libtorch).display().to_string();
+    let at = |path: &str| root().join(path).display().to_string();
+    let own = [
+        format!("scripts={}", at("deploy/bench")),
+        format!("peers={}", at(".tools/peers/bin/python")),
+        format!("torch={torch}"),
+        format!("tensorflow={}", at(".tools/tensorflow/bin/python")),
+    ];
+    let program = ["run", "--quiet", "--package", "tfos-examples", "--bin", "tfos-bench", "--", "feed-peers"];
+    run("cargo", program.into_iter().chain(own.iter().map(String::as_str)).chain(rest.iter().copied()))
 }
 
 /// Ours, PyTorch and TensorFlow in turn, on one model.

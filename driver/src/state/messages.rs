@@ -53,6 +53,7 @@ impl State {
         let of = match &message {
             Message::NodeReady(m) => m.phase,
             Message::NodeFinished(m) => m.phase,
+            Message::FeedMemory(m) => m.phase,
             Message::LeaseRequest(m) => m.phase,
             Message::PartitionEnd(m) => m.phase,
             Message::Commits(m) => m.phase,
@@ -71,6 +72,7 @@ impl State {
         let problem = match message {
             Message::NodeReady(m) => phase.node_ready(executor, m.layout, m.optimizer),
             Message::NodeFinished(_) => phase.node_finished(executor, out),
+            Message::FeedMemory(m) => phase.feed_memory(&m),
             Message::LeaseRequest(m) => phase.lease_request(executor, m.want_rows, out),
             Message::PartitionEnd(m) => phase.partition_end(m.partition, m.rows, out),
             Message::Commits(m) => phase.commits(now, m.commits, out),

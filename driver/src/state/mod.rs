@@ -29,7 +29,7 @@ use crate::event::{Action, Connection, Event};
 use crate::status::Status;
 
 use phase::Phase;
-pub use spec::{MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
+pub use spec::{FeedMemory, MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
 
 /// After the first death, how long to listen for others before naming the cause: the report of a process
 /// exit and those of its peers arrive over different ways.

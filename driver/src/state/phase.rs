@@ -13,7 +13,7 @@ use tfos_core::rows::{Grant, LeaseTable, RowRange, decode_ranges};
 
 use super::Options;
 use super::snapshot::{Failures, Snapshot};
-use super::spec::{MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
+use super::spec::{FeedMemory, MetricMean, PhaseEnd, PhaseKind, PhaseOutcome, PhaseSpec};
 use crate::event::{Action, CommitRecord};
 use crate::status::Status;
 
@@ -49,6 +49,7 @@ pub(super) struct Phase {
     loss: Option<f64>,
     dropped: u64,
     passed_over: u64,
+    memory: FeedMemory,
     largest_staleness: u64,
     pub(super) commits: Vec<CommitRecord>,
     pub(super) next_snapshot: u64,
@@ -98,6 +99,7 @@ impl Phase {
             loss: None,
             dropped: 0,
             passed_over: 0,
+            memory: FeedMemory::default(),
             largest_staleness: 0,
             commits: vec![],
             next_snapshot: 1,
@@ -333,6 +335,11 @@ impl Phase {
         Ok(())
     }
 
+    pub(super) fn feed_memory(&mut self, of_node: &proto::FeedMemory) -> Result<(), Cause> {
+        self.memory.note(of_node);
+        Ok(())
+    }
+
     pub(super) fn results(&mut self, results: Vec<proto::Result>) -> Result<(), Cause> {
         self.results.extend(results);
         Ok(())
@@ -392,6 +399,7 @@ impl Phase {
             staged: self.staged.clone(),
             dropped: self.dropped,
             passed_over: self.passed_over,
+            memory: self.memory,
             largest_staleness: self.largest_staleness,
         })
     }

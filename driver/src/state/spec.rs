@@ -97,6 +97,36 @@ impl MetricMean {
     }
 }
 
+/// What the feed of a node held in memory at most, bytes; each number is that of the node with most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FeedMemory {
+    /// `--feed-memory`.
+    pub bound: u64,
+    /// Rows that were scanned and not yet asked for.
+    pub queue: u64,
+    /// Open partitions: what is left of a batch, blocks to mix, the row group that is being decoded.
+    pub scan: u64,
+    /// The batch in the trainer's hands.
+    pub batch: u64,
+    /// Queue, scan and batch at one time.
+    pub together: u64,
+    /// The whole process, with libtorch.
+    pub resident: u64,
+}
+
+impl FeedMemory {
+    pub(super) fn note(&mut self, other: &proto::FeedMemory) {
+        *self = Self {
+            bound: self.bound.max(other.bound),
+            queue: self.queue.max(other.queue),
+            scan: self.scan.max(other.scan),
+            batch: self.batch.max(other.batch),
+            together: self.together.max(other.together),
+            resident: self.resident.max(other.resident),
+        };
+    }
+}
+
 /// How a phase ended.
 #[derive(Debug, Clone)]
 pub struct PhaseOutcome {
@@ -122,6 +152,8 @@ pub struct PhaseOutcome {
     pub dropped: u64,
     /// Rows that no update was computed from.
     pub passed_over: u64,
+    /// What the feeds held.
+    pub memory: FeedMemory,
     /// The most own steps that a trainer began a step ahead of the slowest; 0 in synchronous training.
     pub largest_staleness: u64,
 }

@@ -5,8 +5,11 @@ use tfos_core::rows::RowRange;
 use tfos_data::SessionContext;
 use tfos_data::arrow::array::RecordBatch;
 
-use super::{Scan, direct_source, feed_source, scan::Step};
+use super::{Scan, batch_bytes, direct_source, feed_source, scan::Step};
 use crate::Error;
+
+/// Bytes of the feed that the rows are read for: batches are as small as those of a job's.
+const FEED_MEMORY: usize = 256 << 20;
 
 /// The rows of these ranges, in their order, each batch with its own range. The session knows the functions of the query.
 pub async fn rows_at(
@@ -14,7 +17,8 @@ pub async fn rows_at(
     session: SessionContext,
     ranges: &[RowRange],
 ) -> Result<Vec<(RowRange, RecordBatch)>, Error> {
-    let source = if input.plan.is_empty() { direct_source(input)? } else { feed_source(input, session)? };
+    let bytes = batch_bytes(FEED_MEMORY);
+    let source = if input.plan.is_empty() { direct_source(input, bytes)? } else { feed_source(input, session, bytes)? };
     let mut scan = Scan::new(source, input.row_shuffle());
     let mut found = vec![];
     for range in ranges {

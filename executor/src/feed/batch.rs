@@ -3,6 +3,12 @@
 use tfos_core::rows::RowRange;
 use tfos_data::arrow::array::RecordBatch;
 
+/// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
+pub(super) fn batch_size(rows: &RecordBatch) -> usize {
+    let sliced = |a: &tfos_data::arrow::array::ArrayRef| a.to_data().get_slice_memory_size().unwrap_or(0);
+    rows.columns().iter().map(sliced).sum()
+}
+
 /// A piece of a scan's output: consecutive rows of one partition in one epoch.
 #[derive(Debug, Clone)]
 pub(crate) struct Piece {
@@ -18,10 +24,8 @@ impl Piece {
         RowRange { epoch, partition, start, end: start + self.rows.num_rows() as u64 }
     }
 
-    /// Bytes that its rows occupy; slices of one record batch share memory, and each counts its own part.
     pub(crate) fn bytes(&self) -> usize {
-        let sliced = |a: &tfos_data::arrow::array::ArrayRef| a.to_data().get_slice_memory_size().unwrap_or(0);
-        self.rows.columns().iter().map(sliced).sum()
+        batch_size(&self.rows)
     }
 
     /// The first `n` rows and the rest.

@@ -5,6 +5,7 @@ use tfos_core::rows::Shuffle;
 use tfos_data::arrow::array::RecordBatch;
 use tfos_data::arrow::compute::interleave_record_batch;
 
+use super::batch::batch_size;
 use super::scan::Rows;
 use crate::Error;
 
@@ -17,6 +18,8 @@ pub(super) struct Blocks {
     /// Number of the next block.
     next: u64,
     left: Option<RecordBatch>,
+    /// Bytes of the block that was made last: the next one is about as large, while it is put together.
+    block_bytes: usize,
 }
 
 /// Consecutive rows, not yet permuted: a scan that passes over them need not.
@@ -27,7 +30,12 @@ pub(super) struct Block {
 
 impl Blocks {
     pub(super) fn new(rows: Rows, shuffle: Shuffle, epoch: u32, partition: u32) -> Self {
-        Self { rows, shuffle, epoch, partition, next: 0, left: None }
+        Self { rows, shuffle, epoch, partition, next: 0, left: None, block_bytes: 0 }
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.block_bytes + self.left.as_ref().map_or(0, batch_size)
     }
 
     /// The next block, which is shorter than others only where the partition ends.
@@ -54,6 +62,7 @@ impl Blocks {
         }
         let order = self.shuffle.block(self.epoch, self.partition, self.next, rows as u32);
         self.next += 1;
+        self.block_bytes = pieces.iter().map(batch_size).sum();
         Ok(Some(Block { pieces, order }))
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::batch::Piece;
 use super::queue::Queue;
 use super::scan::{Scan, Step};
+use super::usage::is_tight;
 use crate::Error;
 use crate::control::Outgoing;
 
@@ -30,6 +31,7 @@ pub(crate) struct Leases {
 /// Runs until the queue is closed; the caller aborts it then.
 pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, mut scan: Scan) {
     let Leases { phase, worker, outgoing, mut orders } = leases;
+    let mut tight = false;
     while !queue.is_closed() {
         let Some(want_rows) = queue.appetite() else {
             queue.wanted.notified().await;
@@ -51,7 +53,7 @@ pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, mut scan: Scan) 
             outgoing.send(Message::Returned(Returned { phase, worker, ranges: ranges.into() }));
             return;
         }
-        if let Err(error) = fill(phase, &queue, &mut scan, range, &outgoing).await {
+        if let Err(error) = fill(phase, &queue, &mut scan, range, &outgoing, &mut tight).await {
             queue.fail(error);
             return;
         }
@@ -65,13 +67,19 @@ async fn fill(
     scan: &mut Scan,
     mut range: RowRange,
     outgoing: &Outgoing,
+    tight: &mut bool,
 ) -> Result<(), Error> {
     while range.start < range.end && !queue.is_closed() {
         if !queue.has_room() {
             queue.wanted.notified().await;
             continue;
         }
-        match scan.next(&range).await? {
+        let (bound, held) = queue.held();
+        *tight = is_tight(bound, held, *tight);
+        crate::memory::map_buffers(*tight);
+        let step = scan.next(&range).await?;
+        queue.set_scan_bytes(scan.bytes());
+        match step {
             Step::Rows { start, rows } => {
                 range.start = start + rows.num_rows() as u64;
                 queue.push(Piece { rows, epoch: range.epoch, partition: range.partition, start });

@@ -1,6 +1,7 @@
 //! The queue between the scan and the trainer, bounded by bytes.
 //!
-//! - `FED-5` the queue never holds more than its bound plus one piece, or one batch if that is more.
+//! - `FED-5` queue, scan and the batch in the trainer's hands together hold no more than the bound, or than the bound and
+//!   one piece where a piece is larger than all before it, or what one batch needs if that is more.
 //! - `FED-6` a batch never mixes epochs, and is short only at the end of an epoch or when no more rows are
 //!   to be had now.
 
@@ -12,6 +13,7 @@ use tfos_core::rows::RowRange;
 use tokio::sync::Notify;
 
 use super::batch::{Batch, Piece};
+use super::usage::{Peak, Usage};
 use crate::Error;
 
 /// How much consumption the scan runs ahead of.
@@ -20,11 +22,20 @@ const AHEAD: Duration = Duration::from_millis(50);
 /// Leases stay within these bounds, rows.
 const LEASE: std::ops::RangeInclusive<u64> = 64..=65_536;
 
+/// Bytes of one batch of a scan, for a feed with this bound: a share that many of them fit into, because a batch stays
+/// whole in memory until the last row of it is used.
+pub(crate) fn batch_bytes(bound: usize) -> usize {
+    (bound / 16).clamp(64 << 10, 32 << 20)
+}
+
 #[derive(Debug, Default)]
 struct State {
     pieces: VecDeque<Piece>,
-    bytes: usize,
+    usage: Usage,
+    peak: Peak,
     rows: u64,
+    /// Bytes of the largest piece so far: the next one is to fit.
+    largest: usize,
     /// Rows of the last batch asked for; 0 until the trainer has asked.
     batch: u64,
     popped: u64,
@@ -98,7 +109,10 @@ impl Queue {
     /// Rows to lease next, or `None` while enough are queued.
     pub(crate) fn appetite(&self) -> Option<u64> {
         let state = self.lock();
-        if state.closed || state.batch == 0 || (state.bytes >= self.bound && state.rows >= state.batch) {
+        if state.closed
+            || state.batch == 0
+            || (state.usage.together() + state.largest > self.usable() && state.rows >= state.batch)
+        {
             return None;
         }
         let ahead = ((state.rate * AHEAD.as_secs_f64()) as u64).max(2 * state.batch);
@@ -109,7 +123,29 @@ impl Queue {
     pub(crate) fn has_room(&self) -> bool {
         let state = self.lock();
         // A batch has to fit, however small the bound is.
-        state.bytes < self.bound || state.rows < state.batch
+        state.usage.together() + state.largest <= self.usable() || state.rows < state.batch
+    }
+
+    /// The rest is for what a reader needs for a moment: a page before and after its decompression, a column.
+    fn usable(&self) -> usize {
+        self.bound - self.bound / 16
+    }
+
+    /// The bound, and what is held of it.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.bound, self.lock().usage.together())
+    }
+
+    /// What the scan holds besides.
+    pub(crate) fn set_scan_bytes(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.usage.scan = bytes;
+        state.note();
+    }
+
+    /// The bound, and the most that there was.
+    pub(crate) fn peak(&self) -> (usize, Peak) {
+        (self.bound, self.lock().peak)
     }
 
     pub(crate) fn push(&self, piece: Piece) {
@@ -120,7 +156,10 @@ impl Queue {
         if let Some(scanning) = &mut state.scanning {
             scanning.start = piece.range().end;
         }
-        state.bytes += piece.bytes();
+        let bytes = piece.bytes();
+        state.usage.queue += bytes;
+        state.largest = state.largest.max(bytes);
+        state.note();
         state.rows += piece.rows.num_rows() as u64;
         state.starved = false;
         state.pieces.push_back(piece);
@@ -170,7 +209,7 @@ impl Queue {
     pub(crate) fn abandon(&self) -> Vec<RowRange> {
         let mut state = self.lock();
         state.closed = true;
-        state.bytes = 0;
+        state.usage = Usage::default();
         state.rows = 0;
         let mut ranges: Vec<RowRange> = state.pieces.drain(..).map(|p| p.range()).collect();
         ranges.extend(state.scanning.take().filter(|r| r.start < r.end));
@@ -179,6 +218,10 @@ impl Queue {
 }
 
 impl State {
+    fn note(&mut self) {
+        self.peak.note(&self.usage);
+    }
+
     fn take(&mut self, n: usize) -> Option<Batch> {
         let epoch = self.pieces.front()?.epoch;
         let n = n as u64;
@@ -200,19 +243,20 @@ impl State {
         if !complete && !self.starved {
             return None;
         }
+        let before = self.usage.queue;
         let mut taken = vec![];
         let mut missing = n.min(rows);
         while missing > 0 {
             let piece = self.pieces.pop_front()?;
             let have = piece.rows.num_rows() as u64;
             if have <= missing {
-                self.bytes = self.bytes.saturating_sub(piece.bytes());
+                self.usage.queue = self.usage.queue.saturating_sub(piece.bytes());
                 missing -= have;
                 taken.push(piece);
             } else {
-                let before = piece.bytes();
+                let whole = piece.bytes();
                 let (head, tail) = piece.split(missing as usize);
-                self.bytes = (self.bytes + tail.bytes()).saturating_sub(before);
+                self.usage.queue = (self.usage.queue + tail.bytes()).saturating_sub(whole);
                 self.pieces.push_front(tail);
                 taken.push(head);
                 missing = 0;
@@ -220,6 +264,9 @@ impl State {
         }
         let got = n.min(rows);
         self.rows -= got;
+        // The one before it is gone: who keeps batches keeps them beside the bound.
+        self.usage.batch = before.saturating_sub(self.usage.queue);
+        self.note();
         self.measure(got);
         Some(Batch::new(taken))
     }

@@ -53,14 +53,24 @@ fn a_batch_spans_pieces_but_not_epochs() {
 
 #[test] // FED-5
 fn the_queue_is_bounded_by_bytes_and_slices_count_their_own_part() {
-    let queue = Queue::new(100);
+    let queue = Queue::new(440);
     assert_eq!(queue.appetite(), None, "nothing is leased before the trainer asks");
     assert!(matches!(queue.pop(4, NOW).unwrap(), Pop::Pending { .. }));
     assert!(queue.appetite().is_some());
     queue.push(piece(0, 0, 20));
+    assert!(queue.has_room(), "160 bytes are there and as many fit");
+    queue.push(piece(0, 20, 20));
     assert!(!queue.has_room() && queue.appetite().is_none());
     assert_eq!(batch(&queue, 10).rows(), 10);
-    assert!(queue.has_room());
+    assert!(!queue.has_room(), "the trainer holds what the queue no longer does");
+    assert_eq!(batch(&queue, 10).rows(), 10);
+    assert!(queue.has_room(), "the batch before that one is gone");
+    queue.set_scan_bytes(300);
+    assert!(!queue.has_room(), "an open partition counts");
+    assert_eq!(batch(&queue, 20).rows(), 20);
+    assert!(queue.has_room(), "a batch has to fit, however small the bound is");
+    let (bound, peak) = queue.peak();
+    assert_eq!((bound, peak.of_each.queue, peak.of_each.scan, peak.of_each.batch), (440, 320, 300, 160));
 }
 
 #[test]

@@ -10,8 +10,9 @@ use tfos_core::rows::{RowRange, Shuffle};
 use tfos_data::SessionContext;
 use tfos_data::arrow::array::RecordBatch;
 use tfos_data::datafusion::physical_plan::ExecutionPlan;
-use tfos_data::tfrecord::TfRecordReader;
+use tfos_data::tfrecord::{BatchSize, TfRecordReader};
 
+use super::batch::batch_size;
 use super::blocks::{Block, Blocks};
 use crate::Error;
 
@@ -21,24 +22,29 @@ const DIRECT_BATCH_ROWS: usize = 4096;
 /// Open cursors per node; the one longest unused is closed first.
 const MAX_CURSORS: usize = 4;
 
+/// Read ahead in a TFRecord file: two chunks.
+const DIRECT_AHEAD: usize = 2 << 20;
+
 pub(super) type Rows = futures::stream::BoxStream<'static, Result<RecordBatch, tfos_data::Error>>;
 
 /// What a partition number means.
 #[derive(Clone)]
 pub(crate) enum Source {
     /// Partition i of a plan.
-    Plan { plan: Arc<dyn ExecutionPlan>, context: SessionContext },
+    Plan { plan: Arc<dyn ExecutionPlan>, context: SessionContext, batch_bytes: usize },
     /// File i.
-    Files { files: Arc<Vec<String>>, schema: Option<tfos_data::arrow::datatypes::SchemaRef> },
+    Files { files: Arc<Vec<String>>, schema: Option<tfos_data::arrow::datatypes::SchemaRef>, batch_bytes: usize },
 }
 
-/// The plan of an input, in a session that knows the application's functions.
-pub(crate) fn feed_source(input: &Input, context: SessionContext) -> Result<Source, Error> {
+/// The plan of an input, in a session that knows the application's functions; `batch_bytes` is what a batch should
+/// have at most.
+pub(crate) fn feed_source(input: &Input, context: SessionContext, batch_bytes: usize) -> Result<Source, Error> {
     let plan = tfos_data::plan::decode(&input.plan, &context)?;
-    Ok(Source::Plan { plan, context })
+    let plan = tfos_data::plan::bounded(plan, batch_bytes)?;
+    Ok(Source::Plan { plan, context, batch_bytes })
 }
 
-pub(crate) fn direct_source(input: &Input) -> Result<Source, Error> {
+pub(crate) fn direct_source(input: &Input, batch_bytes: usize) -> Result<Source, Error> {
     if input.format != "tfrecord" {
         return Err(Error::Usage {
             what: format!("nodes cannot read `{}` files directly", input.format),
@@ -46,7 +52,7 @@ pub(crate) fn direct_source(input: &Input) -> Result<Source, Error> {
         });
     }
     let schema = (!input.schema.is_empty()).then(|| tfos_data::tfrecord::parse_schema(&input.schema)).transpose()?;
-    Ok(Source::Files { files: Arc::new(input.files.clone()), schema })
+    Ok(Source::Files { files: Arc::new(input.files.clone()), schema, batch_bytes })
 }
 
 impl Source {
@@ -59,16 +65,33 @@ impl Source {
 
     pub(crate) async fn open(&self, partition: u32) -> Result<Rows, Error> {
         match self {
-            Self::Plan { plan, context } => {
-                let stream = tfos_data::plan::execute(plan, partition as usize, context)?;
+            Self::Plan { plan, context, batch_bytes } => {
+                let stream = tfos_data::plan::execute_within(plan, partition as usize, context, *batch_bytes)?;
                 Ok(stream.map(|b| b.map_err(tfos_data::Error::from_datafusion)).boxed())
             }
-            Self::Files { files, schema } => {
+            Self::Files { files, schema, batch_bytes } => {
                 let Some(file) = files.get(partition as usize) else {
                     return Ok(futures::stream::empty().boxed());
                 };
-                Ok(TfRecordReader::open(file, schema.clone(), DIRECT_BATCH_ROWS).await?.boxed())
+                let size = BatchSize { rows: DIRECT_BATCH_ROWS, bytes: *batch_bytes };
+                Ok(TfRecordReader::open(file, schema.clone(), size).await?.boxed())
             }
+        }
+    }
+
+    /// How many rows a partition has, if its files say so.
+    fn rows(&self, partition: u32) -> Option<u64> {
+        match self {
+            Self::Plan { plan, .. } => tfos_data::plan::partition_rows(plan, partition as usize),
+            Self::Files { .. } => None,
+        }
+    }
+
+    /// What reading a partition keeps in memory beside the rows that it gives.
+    fn ahead(&self, partition: u32) -> usize {
+        match self {
+            Self::Plan { plan, .. } => tfos_data::plan::read_ahead(plan, partition as usize),
+            Self::Files { .. } => DIRECT_AHEAD,
         }
     }
 }
@@ -114,8 +137,24 @@ struct Cursor {
     rows: Ordered,
     /// Next row that `left` or `rows` will give.
     at: u64,
+    /// Where the partition ends, if that is known.
+    end: Option<u64>,
     left: Option<RecordBatch>,
+    /// Bytes of the batch that `left` is of: all of it stays while a part does.
+    left_bytes: usize,
+    /// Bytes that the reader keeps.
+    ahead: usize,
     used: u64,
+}
+
+impl Cursor {
+    fn bytes(&self) -> usize {
+        let blocks = match &self.rows {
+            Ordered::Plan(_) => 0,
+            Ordered::Shuffled(blocks) => blocks.bytes(),
+        };
+        self.ahead + blocks + if self.left.is_some() { self.left_bytes } else { 0 }
+    }
 }
 
 /// The open cursors of a node.
@@ -139,6 +178,11 @@ impl Scan {
         Self { source, shuffle, cursors: BTreeMap::new(), clock: 0 }
     }
 
+    /// Bytes that the open cursors hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.cursors.values().map(Cursor::bytes).sum()
+    }
+
     /// The next rows of `range`, which the caller shortens by what it got.
     pub(crate) async fn next(&mut self, range: &RowRange) -> Result<Step, Error> {
         self.clock += 1;
@@ -157,7 +201,8 @@ impl Scan {
                 Some(shuffle) => Ordered::Shuffled(Blocks::new(rows, shuffle, range.epoch, range.partition)),
                 None => Ordered::Plan(rows),
             };
-            self.cursors.insert(key, Cursor { rows, at: 0, left: None, used: 0 });
+            let (end, ahead) = (self.source.rows(range.partition), self.source.ahead(range.partition));
+            self.cursors.insert(key, Cursor { rows, at: 0, end, left: None, left_bytes: 0, ahead, used: 0 });
         }
         let Some(cursor) = self.cursors.get_mut(&key) else { return Ok(Step::End { rows: range.start }) };
         cursor.used = self.clock;
@@ -184,9 +229,17 @@ impl Scan {
             }
             let rows = chunk.read()?;
             if skip + take < count {
+                cursor.left_bytes = cursor.left_bytes.max(batch_size(&rows));
                 cursor.left = Some(rows.slice((skip + take) as usize, (count - skip - take) as usize));
             }
+            if cursor.left.is_none() {
+                cursor.left_bytes = 0;
+            }
             let rows = if take == count { rows } else { rows.slice(skip as usize, take as usize) };
+            // A row group stays in memory as long as its reader, which has nothing more to give.
+            if cursor.end.is_some_and(|end| cursor.at >= end) {
+                self.cursors.remove(&key);
+            }
             return Ok(Step::Rows { start, rows });
         }
     }

@@ -45,6 +45,8 @@ pub struct NodeContext {
     pub(crate) seed: u64,
     pub(crate) devices: Vec<String>,
     pub(crate) feed: Option<DataFeed>,
+    /// What a batch of a scan should have at most.
+    pub(crate) batch_bytes: usize,
     pub(crate) inputs: BTreeMap<String, Input>,
     pub(crate) session: SessionContext,
     #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model is restored"))]
@@ -133,7 +135,7 @@ impl NodeContext {
             what: format!("there is no input `{name}`"),
             try_this: format!("the job has {:?}", self.inputs.keys().collect::<Vec<_>>()),
         })?;
-        let source = feed_source(input, self.session.clone())?;
+        let source = feed_source(input, self.session.clone(), self.batch_bytes)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(4);
         let failed = sender.clone();
         let scan = async move {

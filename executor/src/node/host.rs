@@ -23,7 +23,7 @@ use crate::Error;
 use crate::agent::Heir;
 use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing};
-use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, direct_source, feed_source, prefetch};
+use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, batch_bytes, direct_source, feed_source, prefetch};
 use crate::run::NodeFunction;
 
 /// What a node is started with.
@@ -108,12 +108,15 @@ impl NodeHost {
         #[cfg(not(feature = "torch"))]
         let hooks: Arc<dyn Hooks> =
             Arc::new(NoTrainer { phase, outgoing: outgoing.clone(), requests: Arc::clone(&requests_rx) });
+        let batch_bytes = batch_bytes(options.feed_memory as usize);
         let mut queue = None;
         let mut feed = None;
         let mut scan = None;
         if let Some(input) = start.inputs.first().filter(|_| node.role.trains()) {
-            let source =
-                if input.plan.is_empty() { direct_source(input)? } else { feed_source(input, session.clone())? };
+            let source = match input.plan.is_empty() {
+                true => direct_source(input, batch_bytes)?,
+                false => feed_source(input, session.clone(), batch_bytes)?,
+            };
             let source = Scan::new(source, input.row_shuffle());
             let shared = Arc::new(Queue::new(options.feed_memory as usize));
             let leases = Leases { phase, worker: options.trainer, outgoing: outgoing.clone(), orders: orders_rx };
@@ -154,6 +157,7 @@ impl NodeHost {
             seed: start.seed,
             devices: options.devices.clone(),
             feed,
+            batch_bytes,
             inputs,
             session,
             store,
@@ -240,6 +244,7 @@ fn run(
         Ok(Ok(())) => {}
     }
     if trains {
+        report_memory(&context, outgoing);
         give_back(&context, outgoing);
         outgoing.send(Message::NodeFinished(NodeFinished { phase }));
     }
@@ -258,6 +263,32 @@ fn run(
 
 fn snapshot(hooks: &dyn Hooks, id: u64) -> Result<(), Cause> {
     hooks.snapshot(id).map_err(|e| e.cause())
+}
+
+/// What the feed held at most, for the node's log and the job's summary.
+fn report_memory(context: &NodeContext, outgoing: &Outgoing) {
+    let Some(feed) = &context.feed else { return };
+    let (bound, peak) = feed.queue.peak();
+    let (each, resident) = (peak.of_each, crate::memory::resident_peak());
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    tracing::info!(
+        "feed memory: at most {:.1} MiB of {:.1} MiB at a time (queue {:.1}, scan {:.1}, batch {:.1}); the process had {:.1} MiB",
+        mib(peak.together),
+        mib(bound),
+        mib(each.queue),
+        mib(each.scan),
+        mib(each.batch),
+        mib(resident as usize),
+    );
+    outgoing.send(Message::FeedMemory(proto::FeedMemory {
+        phase: context.phase,
+        bound: bound as u64,
+        queue: each.queue as u64,
+        scan: each.scan as u64,
+        batch: each.batch as u64,
+        together: peak.together as u64,
+        resident,
+    }));
 }
 
 /// Rows that were leased to this node and have seen no step go back to the driver.

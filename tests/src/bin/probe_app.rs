@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use tfos::application::Stop;
 use tfos::data::SessionContext;
-use tfos::data::arrow::array::{ArrayRef, AsArray, Int64Array};
-use tfos::data::arrow::datatypes::{DataType, Int64Type};
+use tfos::data::arrow::array::{ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch};
+use tfos::data::arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use tfos::data::datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use tfos::data::datafusion::scalar::ScalarValue;
+use tfos::data::parquet::arrow::ArrowWriter;
+use tfos::data::parquet::file::properties::WriterProperties;
 use tfos::data::session::Format;
 use tfos::prelude::*;
 
@@ -22,7 +24,7 @@ use tfos::prelude::*;
 mod network;
 
 /// What it can be asked to do, and on what.
-const MODES: [(&str, &str); 19] = [
+const MODES: [(&str, &str); 21] = [
     ("basic", "adds two numbers with libtorch and leaves the feed alone"),
     ("role", "checks node, number of workers and arguments"),
     ("sum", "evaluates: sums column x and reports sum and rows"),
@@ -49,6 +51,8 @@ const MODES: [(&str, &str); 19] = [
     ("network", "trains a small network on the same line, and reports how well it fits; see probe/network.rs"),
     ("idle", "the driver does nothing with its cluster"),
     ("draw", "the driver writes rows=N drawn digits to=FILE"),
+    ("wide", "the driver writes files=N Parquet files of rows=N rows of 784 random bytes into the folder to=FOLDER"),
+    ("touch", "reads every byte of column image, in batches of 256"),
 ];
 
 struct Probe;
@@ -119,6 +123,7 @@ impl Application for Probe {
         match args.mode() {
             "idle" => return Ok(()),
             "draw" => return draw(cluster, &args),
+            "wide" => return wide(&args).map_err(Error::Application),
             _ => {}
         }
         let rows = match args.text("sql") {
@@ -180,6 +185,7 @@ impl Application for Probe {
             "linear" => linear(context, &args),
             "network" => network::network(context, &args),
             "ordered" => ordered(context, &args),
+            "touch" => touch(context),
             _ => consume(context, &args),
         }
     }
@@ -233,6 +239,50 @@ fn draw(cluster: &Cluster, args: &Arguments) -> Result<()> {
     cluster.session().register_batch("drawn", drawn)?;
     let copy = cluster.sql(&format!("COPY drawn TO '{}' STORED AS PARQUET", args.text("to")))?;
     cluster.block_on(copy.collect())?;
+    Ok(())
+}
+
+/// Bytes that no compression makes less of, in row groups of 8192 rows.
+fn wide(args: &Arguments) -> std::result::Result<(), String> {
+    const ROWS: usize = 8192;
+    let (folder, rows) = (args.text("to"), args.number("rows", 0) as usize);
+    std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
+    let schema = Arc::new(Schema::new(vec![Field::new("image", DataType::Binary, false)]));
+    let mut random = 1u64;
+    for number in 0..args.number("files", 1) {
+        let file = std::fs::File::create(format!("{folder}/part-{number:03}.parquet")).map_err(|e| e.to_string())?;
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(ROWS));
+        // A dictionary of values that never repeat would be a second copy.
+        let properties = properties.set_dictionary_enabled(false).build();
+        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties));
+        let mut writer = writer.map_err(|e| e.to_string())?;
+        for start in (0..rows).step_by(ROWS) {
+            let words = ROWS.min(rows - start) * 784 / 8;
+            let bytes: Vec<u8> = (0..words)
+                .flat_map(|_| {
+                    // Marsaglia's xorshift64, <https://www.jstatsoft.org/article/view/v008i14>.
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random.to_le_bytes()
+                })
+                .collect();
+            let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(bytes.chunks(784)));
+            let batch = RecordBatch::try_new(Arc::clone(&schema), vec![images]).map_err(|e| e.to_string())?;
+            writer.write(&batch).map_err(|e| e.to_string())?;
+        }
+        writer.close().map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+fn touch(context: &mut NodeContext) -> Result<(), NodeError> {
+    let mut feed = context.data_feed()?;
+    let mut sum = 0;
+    while let Some(batch) = feed.next_batch(256)? {
+        sum += batch.tensor("image")?.sum(Kind::Int64).int64_value(&[]);
+    }
+    context.report_metrics(&[("sum", sum as f64)], 1);
     Ok(())
 }
 

@@ -214,7 +214,7 @@ pub(super) struct SubmitFlags {
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
-    /// Bound of the feed queue of an executor [default: 256MiB].
+    /// Bound of what a node holds of its feed: queue, open partitions, the batch in hand [default: 256MiB].
     #[arg(long, value_name = "BYTES")]
     feed_memory: Option<ByteSize>,
     /// Time in which all executors have to register [default: 600].
@@ -304,6 +304,8 @@ impl SubmitFlags {
             executor_ports: self.executor_ports.clone(),
             token_file: self.token_file.clone(),
             log_dir: self.log_dir.clone(),
+            // Keys on a command line are seen by everybody on the machine.
+            storage: None,
             tensorboard: on(self.tensorboard),
             rdma: on(self.rdma),
             seed: self.seed,

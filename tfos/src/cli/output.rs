@@ -113,6 +113,7 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
                 "dropped_gradients": train.dropped,
                 "rows_passed_over": train.passed_over,
                 "largest_staleness": train.largest_staleness,
+                "feed_memory": train.feed_memory,
                 "already_done": train.already_done,
                 "inference_rows": ended.and_then(|e| e.report.inference_rows),
                 "checkpoint": checkpoint.as_ref().map(|c| &c.0),

@@ -32,6 +32,16 @@ pub(super) fn submit(flags: SubmitFlags, applications: &[Arc<dyn Application>]) 
         raw.application = Some(only.name().to_owned());
     }
     let job = Job::check(raw.clone())?;
+    // Into the environment, from where stores, executors and a program in this one's place take them, and not further.
+    if let Some(storage) = &raw.storage {
+        for (name, value) in storage.variables().filter(|(name, _)| std::env::var_os(name).is_none()) {
+            // SAFETY: this process has one thread yet.
+            #[expect(unsafe_code, reason = "the clients of stores read the environment")]
+            unsafe {
+                std::env::set_var(name, value);
+            }
+        }
+    }
     let found = super::find(applications, &job.application)
         .or_else(|| applications.first().filter(|_| handed_over.is_some() && applications.len() == 1));
     match found {

@@ -22,7 +22,7 @@ use tfos_core::rows::{CommittedRows, Shuffle};
 use tfos_data::datafusion::prelude::{DataFrame, SessionContext};
 use tfos_data::session::Format;
 use tfos_driver::model_dir::{ModelDir, Restored};
-use tfos_driver::state::PhaseEnd;
+use tfos_driver::state::{FeedMemory, PhaseEnd};
 use tfos_driver::{Driver, PhaseKind, PhaseOutcome, PhaseSpec};
 
 use crate::{Application, Error, Result};
@@ -50,6 +50,8 @@ pub struct TrainOutcome {
     /// Rows that count as seen and that no update was computed from: those that
     /// [`drop_last`](crate::DataFeed::drop_last) left over, and batches without a step.
     pub passed_over: u64,
+    /// What the feed of a training node held in memory at most.
+    pub feed_memory: FeedMemory,
     /// The most steps of its own that a training node began one ahead of the slowest; 0 in synchronous training.
     pub largest_staleness: u64,
     /// Wall-clock seconds of training.
@@ -225,6 +227,7 @@ impl Cluster {
             already_done: false,
             dropped: outcome.dropped,
             passed_over: outcome.passed_over,
+            feed_memory: outcome.memory,
             largest_staleness: outcome.largest_staleness,
             seconds: begun.elapsed().as_secs_f64(),
             first_step_seconds: self.progress.first_step().map(|at| at.duration_since(self.begun).as_secs_f64()),

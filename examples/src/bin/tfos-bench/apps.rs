@@ -91,3 +91,65 @@ impl Application for TrainApp {
         Ok(())
     }
 }
+
+/// Columns of the wide table, besides its label.
+pub(crate) const DENSE: [&str; 13] = ["f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9", "f10", "f11", "f12"];
+pub(crate) const CATEGORIES: [&str; 26] = [
+    "c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17",
+    "c18", "c19", "c20", "c21", "c22", "c23", "c24", "c25",
+];
+
+/// The schema of a table's TFRecord files.
+pub(crate) fn schema(table: &str) -> String {
+    if table == "mnist" {
+        return "image:uint8[784],label:int64".to_owned();
+    }
+    let dense = DENSE.iter().map(|name| format!("{name}:float32"));
+    let categories = CATEGORIES.iter().map(|name| format!("{name}:int64"));
+    dense.chain(categories).chain(["label:int64".to_owned()]).collect::<Vec<_>>().join(",")
+}
+
+/// Makes batches that are ready for training, as the peers' scripts do, of arguments DATA EPOCHS TABLE MODE.
+pub(crate) struct ReadyApp;
+
+impl Application for ReadyApp {
+    fn name(&self) -> &str {
+        "ready"
+    }
+
+    fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()> {
+        let (url, epochs) = path(arguments)?;
+        let table = arguments.get(2).map(String::as_str).unwrap_or_default();
+        cluster.set_arguments(&table)?;
+        let format = match url.ends_with("tfrecord") {
+            true => Format::TfRecord,
+            false => Format::Parquet,
+        };
+        let schema = (format == Format::TfRecord).then(|| schema(table));
+        if arguments.get(3).is_some_and(|mode| mode == "direct") {
+            cluster.train_direct(&tfos::DirectInput { url, format, schema }, epochs)?;
+            return Ok(());
+        }
+        let rows = cluster.read(&url, format, schema.as_deref())?;
+        cluster.train(rows, epochs)?;
+        Ok(())
+    }
+
+    fn node(&self, ctx: &mut NodeContext) -> Result<(), NodeError> {
+        let mnist = ctx.arguments().contains("mnist");
+        let mut feed = ctx.data_feed()?;
+        while let Some(batch) = feed.next_batch(FEED_BATCH)? {
+            let stacked = |names: &[&str]| -> Result<Tensor, NodeError> {
+                let columns = names.iter().map(|name| batch.tensor(name)).collect::<Result<Vec<_>, _>>()?;
+                Ok(Tensor::f_stack(&columns, 1)?)
+            };
+            let label = batch.tensor("label")?;
+            let ready = match mnist {
+                true => vec![batch.tensor("image")?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?, label],
+                false => vec![stacked(&DENSE)?, stacked(&CATEGORIES)?, label],
+            };
+            std::hint::black_box(ready);
+        }
+        Ok(())
+    }
+}

@@ -97,7 +97,7 @@ fn tables() -> Result<Vec<(&'static str, bool, RecordBatch)>, String> {
 }
 
 /// Bytes per second that one core copies from memory to memory, counting each byte once.
-fn copy_bandwidth() -> f64 {
+pub(crate) fn copy_bandwidth() -> f64 {
     let source = vec![1u8; 256 << 20];
     let mut target = vec![0u8; 256 << 20];
     target.copy_from_slice(&source);

@@ -5,6 +5,8 @@ mod apps;
 mod bare;
 mod checkpoint;
 mod feed;
+mod feed_peers;
+mod memory;
 mod overhead;
 mod report;
 mod submit;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     {
         return tfos::run_all(vec![
             Arc::new(apps::FeedApp),
+            Arc::new(apps::ReadyApp),
             Arc::new(apps::TrainApp),
             Arc::new(checkpoint::CheckpointApp),
             Arc::new(tfos::apps::mnist::Mnist),
@@ -42,9 +45,13 @@ fn main() -> ExitCode {
     let result = match name {
         "submit" => submit::run(),
         "feed" => feed::run(),
+        "feed-peers" => feed_peers::run(&arguments),
+        "memory" => memory::run(),
         "overhead" => overhead::run(),
         "checkpoint" => checkpoint::run(&arguments),
-        other => Err(format!("unknown benchmark `{other}`; there are submit, feed, overhead, checkpoint")),
+        other => Err(format!(
+            "unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead, checkpoint"
+        )),
     };
     match result {
         Ok(report) => {

@@ -2,10 +2,12 @@
 
 mod raw;
 mod restore;
+mod storage;
 mod units;
 mod valid;
 
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
+pub use storage::Storage;
 pub use units::{ByteSize, Period};
 pub use valid::{Consistency, InputMode, Job, LogDir, Master};

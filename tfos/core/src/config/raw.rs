@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
+use super::storage::Storage;
 use super::units::{ByteSize, Period};
 use crate::ports::PortRange;
 
@@ -145,6 +146,8 @@ settings! {
     "token-file" token_file: String,
     /// Folder of the nodes' logs.
     "log-dir" log_dir: String,
+    /// Keys and addresses of object stores, by the names that they have in the environment, which wins.
+    "storage" storage: Storage,
     /// TensorBoard event files.
     "tensorboard" tensorboard: bool,
     /// Remote direct memory access between workers and ps.

@@ -104,6 +104,9 @@ pub struct Job {
     pub token_file: Option<String>,
     /// Folder of the nodes' logs.
     pub log_dir: LogDir,
+    /// Names of the variables of object stores that `job.yaml` sets; their values are nowhere but in the environment.
+    #[serde(default)]
+    pub storage: Vec<String>,
     /// Seed of everything random.
     pub seed: u64,
     /// Name of a built-in application or path of a program.
@@ -205,6 +208,17 @@ impl Job {
         if heartbeat_timeout < Duration::from_secs(1) {
             bad("heartbeat-timeout", "must be at least 1s".into());
         }
+        let storage = raw.storage.unwrap_or_default();
+        for name in storage.unknown() {
+            bad(
+                "storage",
+                format!("`{name}` is no variable of a store; they begin with AWS_, AZURE_, GOOGLE_ or HADOOP_"),
+            );
+        }
+        if master == Master::Standalone && !storage.names().is_empty() {
+            let why = "not with `standalone`, because keys do not travel: set the variables where each executor starts";
+            bad("storage", why.into());
+        }
         let application = raw.application.unwrap_or_default();
         if application.is_empty() {
             bad("application", "none given: name a built-in one (`tfos apps` lists them) or a program".into());
@@ -242,6 +256,7 @@ impl Job {
             executor_ports: raw.executor_ports.unwrap_or_default(),
             token_file: raw.token_file,
             log_dir: raw.log_dir.map_or(LogDir::Default, LogDir::Given),
+            storage: storage.names(),
             seed: raw.seed.unwrap_or(0),
             application,
             arguments: raw.arguments.unwrap_or_default(),

@@ -15,6 +15,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{GetExt, Result as DfResult, internal_err};
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
+use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
@@ -186,17 +187,47 @@ pub fn fingerprint(plan: &Arc<dyn ExecutionPlan>) -> Result<String> {
     Ok(format!("{hash:032x}"))
 }
 
+/// The plan with scans of TFRecord files whose batches have at most about `batch_bytes`: these files do not say how large
+/// their rows are.
+pub fn bounded(plan: Arc<dyn ExecutionPlan>, batch_bytes: usize) -> Result<Arc<dyn ExecutionPlan>> {
+    let plan = plan.transform_down(|node| {
+        let source =
+            file_scan(&node).and_then(|scan| Some((scan, scan.file_source().downcast_ref::<TfRecordSource>()?)));
+        let Some((scan, source)) = source else { return Ok(Transformed::no(node)) };
+        let source = Arc::new(source.clone().with_batch_bytes(batch_bytes));
+        let scan = FileScanConfigBuilder::from(scan.clone()).with_source(source).build();
+        Ok(Transformed::yes(DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>))
+    });
+    Ok(plan?.data)
+}
+
 /// Runs one partition. What it yields depends on the partition alone, however often and wherever it is run.
 pub fn execute(
     plan: &Arc<dyn ExecutionPlan>,
     partition: usize,
     ctx: &SessionContext,
 ) -> Result<SendableRecordBatchStream> {
+    execute_within(plan, partition, ctx, usize::MAX)
+}
+
+/// As [`execute`], with smaller batches where `batch_bytes` would be exceeded, as far as the files say how large their
+/// rows are.
+pub fn execute_within(
+    plan: &Arc<dyn ExecutionPlan>,
+    partition: usize,
+    ctx: &SessionContext,
+    batch_bytes: usize,
+) -> Result<SendableRecordBatchStream> {
     let count = partitions(plan);
     if partition >= count {
         return Err(Error::Plan { reason: format!("there is no partition {partition}; the plan has {count}") });
     }
-    let mut config = ctx.copied_config().with_batch_size(batch_rows(&plan.schema()));
+    let rows = batch_rows(&plan.schema());
+    let rows = match row_bytes(plan, partition) {
+        Some(bytes) if bytes.saturating_mul(rows) > batch_bytes => 1 << (batch_bytes / bytes).max(1).ilog2(),
+        _ => rows,
+    };
+    let mut config = ctx.copied_config().with_batch_size(rows);
     config.options_mut().execution.enable_file_stream_work_stealing = false;
     let task = TaskContext::from(ctx).with_session_config(config);
     let task = Arc::new(task);
@@ -218,6 +249,66 @@ fn batch_rows(schema: &Schema) -> usize {
     let widest = schema.fields().iter().map(values).max().unwrap_or(1).max(1);
     // A power of two, as the batches of most training loops are, so that these need not be put together from pieces.
     (1 << (BATCH_VALUES / widest).max(1).ilog2()).clamp(64, BATCH_ROWS)
+}
+
+/// About how many bytes a row has: of the schema where all its columns are of a fixed width, else of the files. More
+/// than that where the query leaves columns out, which the files' figures count.
+fn row_bytes(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Option<usize> {
+    fn width(of: &DataType) -> Option<usize> {
+        match of {
+            DataType::FixedSizeList(item, n) => Some(width(item.data_type())? * usize::try_from(*n).ok()?),
+            DataType::FixedSizeBinary(n) => usize::try_from(*n).ok(),
+            DataType::Boolean => Some(1),
+            other => other.primitive_width(),
+        }
+    }
+    if let Some(sum) = plan.schema().fields().iter().map(|f| width(f.data_type())).sum::<Option<usize>>() {
+        return Some(sum.max(1));
+    }
+    let of_file = |file: &PartitionedFile| -> Option<usize> {
+        let statistics = file.statistics.as_ref()?;
+        let rows = *statistics.num_rows.get_value()?;
+        let stored = usize::try_from(file.object_meta.size).ok()?;
+        // Before compression where the format says it.
+        let bytes = statistics.total_byte_size.get_value().copied().unwrap_or(0).max(stored);
+        (rows > 0).then(|| bytes.div_ceil(rows))
+    };
+    files(plan, partition).iter().filter_map(|(_, file)| of_file(file)).max()
+}
+
+/// Bytes that reading a partition keeps beside the rows that it gives: of Parquet the row group, still compressed, which
+/// is no larger than what the partition has of its largest file.
+pub fn read_ahead(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> usize {
+    let bytes = |(kind, file): &(String, PartitionedFile)| -> u64 {
+        match &file.range {
+            _ if kind != "parquet" => 0,
+            Some(range) => u64::try_from(range.end - range.start).unwrap_or(0),
+            None => file.object_meta.size,
+        }
+    };
+    let most = files(plan, partition).iter().map(bytes).max().unwrap_or(0);
+    usize::try_from(most).unwrap_or(usize::MAX).min(LARGEST_AHEAD)
+}
+
+/// A row group is rarely larger than that, however large its file is.
+const LARGEST_AHEAD: usize = 64 << 20;
+
+/// The files of a partition, each with the name of its format.
+fn files(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Vec<(String, PartitionedFile)> {
+    if let Some(scan) = file_scan(plan) {
+        let kind = scan.file_source().file_type().to_owned();
+        let group = scan.file_groups.get(partition);
+        return group.iter().flat_map(|g| g.iter()).map(|file| (kind.clone(), file.clone())).collect();
+    }
+    let mut partition = partition;
+    for child in plan.children() {
+        let count = partitions(child);
+        if partition < count || !plan.is::<UnionExec>() {
+            return files(child, partition);
+        }
+        partition -= count;
+    }
+    vec![]
 }
 
 fn file_scan(plan: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {

@@ -9,6 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use url::Url;
 
+use super::remote::is_web;
 use super::{Patience, open, resolve, root, within};
 use crate::error::{Error, Result};
 use crate::hive;
@@ -71,6 +72,8 @@ async fn list_one(address: &str) -> Result<(Arc<dyn ObjectStore>, Url, usize, Ve
     let (brisk, ..) = open(base, Patience::Short)?;
     if glob.is_none() && !path.as_ref().is_empty() && !url.path().ends_with('/') {
         match within(address, brisk.head(&path)).await {
+            // A web server answers for a folder too, with a page for people.
+            Ok(_) if is_web(&url) && has_children(&*brisk, &path).await => {}
             Ok(meta) => return Ok((store, url, path.parts().count(), vec![meta])),
             Err(Error::NotFound { .. }) => {}
             Err(e) if is_local_dir(&url) => drop(e),
@@ -108,6 +111,12 @@ async fn list_one(address: &str) -> Result<(Arc<dyn ObjectStore>, Url, usize, Ve
         true => Err(Error::NotFound { url: address.to_owned() }),
         false => Ok((store, url, depth, files)),
     }
+}
+
+/// False as well where the server lists nothing.
+async fn has_children(store: &dyn ObjectStore, path: &Path) -> bool {
+    let listed = store.list_with_delimiter(Some(path)).await;
+    listed.is_ok_and(|found| !found.common_prefixes.is_empty() || found.objects.iter().any(|o| o.location != *path))
 }
 
 fn is_local_dir(url: &Url) -> bool {

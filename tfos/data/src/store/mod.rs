@@ -83,6 +83,18 @@ pub fn open(address: &str, patience: Patience) -> Result<(Arc<dyn ObjectStore>, 
     Ok((store, path, url))
 }
 
+/// As [`resolve`], for a directory in which checkpoints are kept.
+pub fn resolve_to_keep(address: &str) -> Result<(Arc<dyn ObjectStore>, Path, Url)> {
+    if remote::is_web(&to_url(address)?) {
+        // A checkpoint counts because one driver alone could create its manifest.
+        return Err(Error::Unsupported {
+            what: format!("a model directory on a web server (`{address}`), which does not create a file only once,"),
+            instead: "use a path, s3://, gs://, az:// or hdfs://; data may be read from there".into(),
+        });
+    }
+    resolve(address)
+}
+
 /// The first request to a store before a job: an address, a key or a network that is wrong is told within seconds.
 pub async fn first_contact(address: &str) -> Result<()> {
     let (store, path, url) = open(address, Patience::Short)?;

@@ -51,6 +51,11 @@ pub(super) fn open(url: &Url, retries: RetryConfig) -> Result<Option<(Arc<dyn Ob
     Ok(Some((store, path)))
 }
 
+/// Whether the address is a web server's, which is read from and no more.
+pub(super) fn is_web(url: &Url) -> bool {
+    matches!(ObjectStoreScheme::parse(url), Ok((ObjectStoreScheme::Http, _)))
+}
+
 /// `AWS_ACCESS_KEY_ID` and its kin, as the builders name them.
 fn environment(url: &Url) -> Vec<(String, String)> {
     let prefix = match ObjectStoreScheme::parse(url) {

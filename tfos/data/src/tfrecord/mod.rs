@@ -25,4 +25,4 @@ pub use from_arrow::ExampleEncoder;
 pub use reader::TfRecordReader;
 pub use schema::{infer, parse_schema, schema_text};
 pub use source::{TfRecordFormat, TfRecordSource};
-pub use to_arrow::BatchDecoder;
+pub use to_arrow::{BatchDecoder, BatchSize};

@@ -18,7 +18,7 @@ use object_store::{GetResultPayload, ObjectStore, ObjectStoreExt};
 
 use super::frame::RecordStream;
 use super::schema::{Inference, SAMPLE};
-use super::to_arrow::BatchDecoder;
+use super::to_arrow::{BatchDecoder, BatchSize};
 use crate::error::{Error, Result};
 use crate::store;
 
@@ -33,11 +33,10 @@ pub struct TfRecordReader {
 }
 
 impl TfRecordReader {
-    /// Opens the file at `url`; without a `schema` it is inferred from the first records. Batches have up to
-    /// `batch_rows` rows, fewer where rows are large.
-    pub async fn open(url: &str, schema: Option<SchemaRef>, batch_rows: usize) -> Result<Self> {
+    /// Opens the file at `url`; without a `schema` it is inferred from the first records.
+    pub async fn open(url: &str, schema: Option<SchemaRef>, size: impl Into<BatchSize>) -> Result<Self> {
         let (store, path, url) = store::resolve(url)?;
-        Self::open_in(store, path, &store::display(url.as_str(), None), schema, batch_rows).await
+        Self::open_in(store, path, &store::display(url.as_str(), None), schema, size).await
     }
 
     /// As [`Self::open`], in a store at hand; `name` appears in errors.
@@ -46,7 +45,7 @@ impl TfRecordReader {
         path: Path,
         name: &str,
         schema: Option<SchemaRef>,
-        batch_rows: usize,
+        size: impl Into<BatchSize>,
     ) -> Result<Self> {
         let schema = match schema {
             Some(schema) => schema,
@@ -56,7 +55,7 @@ impl TfRecordReader {
                 inference.schema()
             }
         };
-        let batches = batches(store, path, name.into(), Arc::clone(&schema), batch_rows).await?;
+        let batches = batches(store, path, name.into(), Arc::clone(&schema), size.into()).await?;
         Ok(Self { schema, batches: batches.boxed() })
     }
 
@@ -109,9 +108,9 @@ pub(crate) async fn batches(
     path: Path,
     name: Arc<str>,
     schema: SchemaRef,
-    batch_rows: usize,
+    size: BatchSize,
 ) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + 'static> {
-    let decoder = BatchDecoder::new(schema, batch_rows, Arc::clone(&name))?;
+    let decoder = BatchDecoder::new(schema, size, Arc::clone(&name))?;
     let scan = Scan::open(&store, &path, name).await?;
     Ok(stream::try_unfold((scan, decoder), |(mut scan, mut decoder)| async move {
         Ok(scan.next_batch(&mut decoder).await?.map(|batch| (batch, (scan, decoder))))

@@ -26,6 +26,7 @@ use object_store::{ObjectMeta, ObjectStore};
 
 use super::reader;
 use super::schema::{Inference, SAMPLE};
+use super::to_arrow::BatchSize;
 use crate::error::Error;
 use crate::store;
 
@@ -121,6 +122,7 @@ pub struct TfRecordSource {
     table_schema: TableSchema,
     projection: SplitProjection,
     batch_rows: Option<usize>,
+    batch_bytes: Option<usize>,
     metrics: ExecutionPlanMetricsSet,
 }
 
@@ -131,8 +133,16 @@ impl TfRecordSource {
             projection: SplitProjection::unprojected(&table_schema),
             table_schema,
             batch_rows: None,
+            batch_bytes: None,
             metrics: ExecutionPlanMetricsSet::new(),
         }
+    }
+}
+
+impl TfRecordSource {
+    /// Batches have at most about so many bytes.
+    pub fn with_batch_bytes(self, bytes: usize) -> Self {
+        Self { batch_bytes: Some(bytes), ..self }
     }
 }
 
@@ -150,11 +160,15 @@ impl FileSource for TfRecordSource {
         _partition: usize,
     ) -> DfResult<Arc<dyn FileOpener>> {
         let schema = self.table_schema.file_schema();
+        let usual = BatchSize::from(8192);
         let opener = TfRecordOpener {
             store,
             root: base.object_store_url.to_string(),
             schema: Arc::new(schema.project(&self.projection.file_indices)?),
-            batch_rows: self.batch_rows.or(base.batch_size).unwrap_or(8192),
+            size: BatchSize {
+                bytes: self.batch_bytes.unwrap_or(usual.bytes),
+                rows: self.batch_rows.or(base.batch_size).unwrap_or(usual.rows),
+            },
         };
         ProjectionOpener::try_new(self.projection.clone(), Arc::new(opener), schema)
     }
@@ -201,7 +215,7 @@ struct TfRecordOpener {
     store: Arc<dyn ObjectStore>,
     root: String,
     schema: SchemaRef,
-    batch_rows: usize,
+    size: BatchSize,
 }
 
 impl FileOpener for TfRecordOpener {
@@ -215,8 +229,7 @@ impl FileOpener for TfRecordOpener {
             }
             .into_datafusion());
         }
-        let batches =
-            reader::batches(Arc::clone(&self.store), path, name.into(), Arc::clone(&self.schema), self.batch_rows);
+        let batches = reader::batches(Arc::clone(&self.store), path, name.into(), Arc::clone(&self.schema), self.size);
         Ok(batches
             .map(|opened| opened.map(|b| b.map_err(Error::into_datafusion).boxed()).map_err(Error::into_datafusion))
             .boxed())

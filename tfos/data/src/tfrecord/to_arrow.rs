@@ -14,8 +14,19 @@ use super::frame::Record;
 use super::values::Column;
 use crate::error::{Error, Result};
 
-/// A batch is handed over when it holds this many bytes, even if it has fewer rows than wanted.
-const BATCH_BYTES: usize = 32 << 20;
+/// When a batch is handed over: at so many rows, or at so many bytes, whichever comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSize {
+    pub rows: usize,
+    pub bytes: usize,
+}
+
+impl From<usize> for BatchSize {
+    /// So many rows, and the usual 32 MiB.
+    fn from(rows: usize) -> Self {
+        Self { rows, bytes: 32 << 20 }
+    }
+}
 /// Sizes are added up after so many rows or so many bytes, because that costs more than appending a small row.
 const LOOK_ROWS: usize = 64;
 const LOOK_BYTES: usize = 1 << 20;
@@ -33,7 +44,7 @@ pub struct BatchDecoder {
     places: Vec<(u64, Place)>,
     record: u64,
     rows: usize,
-    batch_rows: usize,
+    size: BatchSize,
     /// Bytes of a row without any feature: fixed-size lists are filled up.
     least_row: usize,
     /// About how many bytes came since sizes were added up.
@@ -42,8 +53,9 @@ pub struct BatchDecoder {
 }
 
 impl BatchDecoder {
-    /// Decodes the columns of `schema` into batches of `batch_rows` rows; `path` appears in errors.
-    pub fn new(schema: SchemaRef, batch_rows: usize, path: Arc<str>) -> Result<Self> {
+    /// Decodes the columns of `schema` into batches; `path` appears in errors.
+    pub fn new(schema: SchemaRef, size: impl Into<BatchSize>, path: Arc<str>) -> Result<Self> {
+        let size = size.into();
         let columns =
             schema.fields().iter().map(|f| Column::new(f.name(), f.data_type())).collect::<Result<Vec<_>>>()?;
         let index = schema.fields().iter().enumerate().map(|(i, f)| (f.name().as_bytes().to_vec(), i)).collect();
@@ -52,7 +64,7 @@ impl BatchDecoder {
             guess: Vec::new(),
             record: 0,
             rows: 0,
-            batch_rows: batch_rows.max(1),
+            size: BatchSize { rows: size.rows.max(1), bytes: size.bytes.max(1) },
             least_row: columns.iter().map(Column::least).sum(),
             since: 0,
             full: false,
@@ -72,16 +84,16 @@ impl BatchDecoder {
         })?;
         self.rows += 1;
         self.since = self.since.saturating_add(record.data.len().max(self.least_row));
-        if self.rows.is_multiple_of(LOOK_ROWS) || self.since >= LOOK_BYTES {
+        if self.rows.is_multiple_of(LOOK_ROWS) || self.since >= LOOK_BYTES.min(self.size.bytes) {
             self.since = 0;
-            self.full = self.bytes() >= BATCH_BYTES;
+            self.full = self.bytes() >= self.size.bytes;
         }
         Ok(())
     }
 
     /// Is the batch to be taken with [`Self::finish`] now?
     pub fn is_full(&self) -> bool {
-        self.full || self.rows >= self.batch_rows
+        self.full || self.rows >= self.size.rows
     }
 
     /// The rows so far as a batch, `None` if there are none.
