@@ -15,6 +15,7 @@ pub mod s3;
 pub mod server;
 pub mod submit;
 pub mod wait;
+pub mod weights;
 
 pub use gate::Gate;
 pub use hdfs::Hdfs;

@@ -21,6 +21,12 @@ pub trait Application: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The JSON that [`Cluster::set_arguments`] gives to the nodes for these arguments, where it can be told without a
+    /// cluster. Weights that `tfos import` makes a checkpoint of can then be exported and used before any training.
+    fn node_arguments(&self, _arguments: &[String]) -> std::result::Result<Option<String>, Stop> {
+        Ok(None)
+    }
+
     /// Runs on the driver: reads data, trains, scores.
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()>;
 

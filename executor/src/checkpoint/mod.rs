@@ -86,13 +86,14 @@ impl CheckpointStore {
     pub async fn load(&self, manifest: &Manifest) -> Result<Checkpoint, Error> {
         let bad = |what: &str, e: serde_json::Error| cannot(&format!("manifest ({what})"), "read", e);
         let layout: Layout = serde_json::from_value(manifest.layout.clone()).map_err(|e| bad("layout", e))?;
-        let optimizer: Scheduled =
+        let optimizer: Option<Scheduled> =
             serde_json::from_value(manifest.optimizer.clone()).map_err(|e| bad("optimizer", e))?;
+        let slots = optimizer.as_ref().map_or(&[][..], Scheduled::slots);
         let mut state = FullState {
             step: manifest.global_step.0,
             optimizer_step: manifest.optimizer_step,
             params: vec![0.0; layout.total],
-            slots: optimizer.slots().iter().map(|s| ((*s).to_owned(), vec![0.0; layout.total])).collect(),
+            slots: slots.iter().map(|s| ((*s).to_owned(), vec![0.0; layout.total])).collect(),
             buffers: vec![0.0; layout.buffers_total],
         };
         let covered = manifest.parts.iter().map(|p| p.end).max().unwrap_or(0);
@@ -117,10 +118,22 @@ impl CheckpointStore {
 pub struct Checkpoint {
     /// Its variables.
     pub layout: Layout,
-    /// Its optimizer, with its schedule.
-    pub optimizer: Scheduled,
+    /// Its optimizer, with its schedule; `None`: weights alone, which a model finds by name.
+    pub optimizer: Option<Scheduled>,
     /// Its values.
     pub state: FullState,
+}
+
+impl Checkpoint {
+    /// For the model with this layout: weights alone lie as their file had them.
+    pub fn for_model(self, path: &str, layout: &Layout) -> Result<Self, Error> {
+        if self.optimizer.is_some() {
+            return Ok(self);
+        }
+        let fitted = crate::portable::fit(&self.layout, &self.state, layout);
+        let state = fitted.map_err(|why| Error::Mismatch { path: path.to_owned(), why })?;
+        Ok(Self { layout: layout.clone(), optimizer: None, state })
+    }
 }
 
 /// What is wrong with a part that is a good file otherwise.

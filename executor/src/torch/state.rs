@@ -8,7 +8,7 @@ use tfos_core::cluster::Role;
 use tfos_core::config::Consistency;
 use tfos_core::proto::{Commit, Commits, NodeReady, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::encode_ranges;
-use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
+use tfos_ps::{ClientOptions, Mode, PsClient, Scheduled};
 
 use super::trainer::{Begin, Trainer, Variables};
 use crate::Error;
@@ -227,18 +227,15 @@ impl NodeContext {
         let mut variables = Variables::collect(self.torch.vs.variables())?;
         let chief = self.trainer == 0;
         let restored = match self.restore.as_str() {
-            path if !path.is_empty() && chief => Some(self.read_checkpoint(path)?),
+            path if !path.is_empty() && chief => Some(self.read_checkpoint(path)?.for_model(path, &variables.layout)?),
             _ => None,
         };
         if let Some(checkpoint) = &restored {
             let path = self.restore.clone();
             variables.restore(&path, &checkpoint.layout, &checkpoint.state)?;
-            if checkpoint.optimizer.slots() != optimizer.slots() {
-                let why = format!(
-                    "its optimizer keeps {:?} and this one {:?}; use the same optimizer",
-                    checkpoint.optimizer.slots(),
-                    optimizer.slots()
-                );
+            if let Some(theirs) = checkpoint.optimizer.filter(|theirs| theirs.slots() != optimizer.slots()) {
+                let (theirs, ours) = (theirs.slots(), optimizer.slots());
+                let why = format!("its optimizer keeps {theirs:?} and this one {ours:?}; use the same optimizer");
                 return Err(Error::Mismatch { path, why });
             }
         }
@@ -276,8 +273,12 @@ impl NodeContext {
     /// Copies the values of a checkpoint into the variables.
     pub fn load_checkpoint(&mut self, path: &str, checkpoint: &Checkpoint) -> Result<(), Error> {
         let mut variables = Variables::collect(self.torch.vs.variables())?;
-        let layout: &Layout = &checkpoint.layout;
-        variables.restore(path, layout, &checkpoint.state)?;
+        let fitted = match checkpoint.optimizer {
+            Some(_) => None,
+            None => Some(checkpoint.clone().for_model(path, &variables.layout)?),
+        };
+        let values = fitted.as_ref().unwrap_or(checkpoint);
+        variables.restore(path, &values.layout, &values.state)?;
         self.counters.set_step(checkpoint.state.step);
         Ok(())
     }

@@ -38,6 +38,10 @@ pub(super) enum Command {
         output: Output,
     },
     /// List, show, verify, delete, copy and compare the checkpoints of a model directory; clean it up.
+    ///
+    /// The model directory may stand before the command or after it: `tfos checkpoints DIR list`, `tfos checkpoints list
+    /// DIR`.
+    #[command(override_usage = "tfos checkpoints [OPTIONS] [MODEL_DIR] <COMMAND> [MODEL_DIR] [ARGUMENTS]")]
     Checkpoints {
         #[command(subcommand)]
         command: CheckpointCommand,
@@ -45,6 +49,8 @@ pub(super) enum Command {
         #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Make weights, such as PyTorch's state_dict in a safetensors file, the start of training in a new model directory.
+    Import(ImportFlags),
     /// Query a model directory with SQL: tables `steps`, `samples` (which rows were in which step), `metrics`, `events`;
     /// `rows_of(17)` is the rows of step 17 themselves; `SHOW TABLES` and `DESCRIBE steps` tell more.
     Sql {
@@ -74,10 +80,28 @@ impl Command {
             Self::Data(DataCommand::Convert(flags)) => flags.output,
             Self::Data(DataCommand::Describe { output, .. }) => *output,
             Self::Checkpoints { output, .. } | Self::Sql { output, .. } => *output,
+            Self::Import(flags) => flags.output,
             Self::Executor(_) | Self::Completions { .. } => Output::Text,
         };
         output == Output::Json
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportFlags {
+    /// File of weights in safetensors format, any object-store URL.
+    pub(super) weights: String,
+    /// Model directory in which no job has run, any object-store URL.
+    pub(super) model_dir: String,
+    /// Application whose model it is; a job of it, with --model-dir, starts from the weights.
+    #[arg(long, value_name = "NAME")]
+    pub(super) application: String,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+    /// Arguments of the application that say what its model is, after `--`; for an export before any training.
+    #[arg(last = true)]
+    pub(super) arguments: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -191,7 +191,10 @@ impl Cluster {
                 self.report.train = Some(outcome.clone());
                 return Ok(outcome);
             }
-            self.progress.say(&format!("resuming from step {step}: {before} rows are done"));
+            self.progress.say(&match manifest.has_seen_data() {
+                true => format!("resuming from step {step}: {before} rows are done"),
+                false => format!("starting at step {step} from weights that have seen no rows here"),
+            });
         }
         let begun = std::time::Instant::now();
         let named = std::mem::take(&mut self.named);
@@ -288,6 +291,7 @@ impl Cluster {
             partition_rows: planned.partition_rows,
             shuffle: planned.shuffle,
             input_fingerprint: planned.fingerprint,
+            columns: planned.columns,
             committed,
             rows_before,
             restored_step,
@@ -309,7 +313,7 @@ impl Cluster {
         if theirs != ours {
             return foreign(format!("it belongs to the application `{theirs}`, not `{ours}`; use another --model-dir"));
         }
-        if restored.manifest.input_fingerprint != planned.fingerprint {
+        if restored.manifest.has_seen_data() && restored.manifest.input_fingerprint != planned.fingerprint {
             return foreign(
                 "the training data, its query or its shuffling has changed since, so its rows cannot be told apart from new ones; \
                  use another --model-dir"

@@ -17,6 +17,6 @@ mod retention;
 pub use decide::{Candidate, Target, compute_target, is_due};
 pub use garbage::{Found, compute_garbage};
 pub use lineage::{Base, Start, Starts};
-pub use manifest::{FORMAT, Manifest, ManifestError, Part};
+pub use manifest::{Column, FORMAT, Manifest, ManifestError, Part};
 pub use paths::Paths;
 pub use retention::{Best, Retention, Scores, compute_deletions};

@@ -37,6 +37,10 @@ impl Application for Mnist {
         Args::read(arguments).map(drop)
     }
 
+    fn node_arguments(&self, arguments: &[String]) -> std::result::Result<Option<String>, Stop> {
+        serde_json::to_string(&Args::read(arguments)?).map(Some).map_err(|e| Stop::Usage(e.to_string()))
+    }
+
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()> {
         let mut args = Args::read(arguments).map_err(|stop| match stop {
             Stop::Help(text) | Stop::Usage(text) => Error::Usage(text),
