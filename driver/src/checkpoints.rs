@@ -129,7 +129,8 @@ impl ModelDir {
     pub async fn copy_checkpoint(&self, manifest: &Manifest, to: &ModelDir) -> Result<(), Error> {
         // Before anything large moves. A driver of that directory that is at work is fenced off by the claim.
         to.claim_unused(manifest.generation, "{\"copied\":true}").await?;
-        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger) {
+        let assets = self.files(Paths::ASSETS).await?;
+        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger).chain(&assets) {
             self.copy_file(file, to).await?;
         }
         to.create_manifest(manifest).await

@@ -27,6 +27,11 @@ pub trait Application: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Columns that inference needs, given the nodes' arguments, as far as they can be told; the nodes find out about others.
+    fn inputs(&self, _node_arguments: &str) -> Vec<String> {
+        vec![]
+    }
+
     /// Runs on the driver: reads data, trains, scores.
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()>;
 

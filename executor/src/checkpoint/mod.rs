@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use tfos_core::checkpoint::{Manifest, Part};
+use tfos_core::checkpoint::{Manifest, Part, Paths};
 use tfos_ps::{FullState, Layout, Scheduled, Variable};
 
 use crate::Error;
@@ -76,6 +76,11 @@ impl CheckpointStore {
         Ok(bytes.into())
     }
 
+    /// Reads a file that belongs to the model beside its values.
+    pub async fn asset(&self, name: &str) -> Result<Bytes, Error> {
+        self.read(&Paths::asset(name)).await
+    }
+
     /// Reads a manifest, relative to the model directory.
     pub async fn manifest(&self, path: &str) -> Result<Manifest, Error> {
         let bytes = self.read(path).await?;
@@ -122,18 +127,6 @@ pub struct Checkpoint {
     pub optimizer: Option<Scheduled>,
     /// Its values.
     pub state: FullState,
-}
-
-impl Checkpoint {
-    /// For the model with this layout: weights alone lie as their file had them.
-    pub fn for_model(self, path: &str, layout: &Layout) -> Result<Self, Error> {
-        if self.optimizer.is_some() {
-            return Ok(self);
-        }
-        let fitted = crate::portable::fit(&self.layout, &self.state, layout);
-        let state = fitted.map_err(|why| Error::Mismatch { path: path.to_owned(), why })?;
-        Ok(Self { layout: layout.clone(), optimizer: None, state })
-    }
 }
 
 /// What is wrong with a part that is a good file otherwise.

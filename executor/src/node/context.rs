@@ -173,6 +173,11 @@ impl NodeContext {
         Some(receiver.try_iter().last().unwrap_or(first))
     }
 
+    /// A file that the driver gave to the model with `Cluster::add_asset`.
+    pub fn asset(&self, name: &str) -> Result<bytes::Bytes, Error> {
+        self.runtime.block_on(self.store.asset(name))
+    }
+
     /// Reads a checkpoint, given the path of its manifest relative to the model directory.
     pub fn read_checkpoint(&self, manifest: &str) -> Result<Checkpoint, Error> {
         self.runtime.block_on(async {

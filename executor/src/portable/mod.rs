@@ -1,6 +1,7 @@
 //! Weights that other programs read and write: safetensors files with whole tensors under their own names.
 
 mod fit;
+mod values;
 mod weights;
 mod write;
 

@@ -4,11 +4,13 @@
 mod checkpoints;
 mod data;
 mod executor;
+mod export;
 mod flags;
 mod import;
 mod ledger;
 mod order;
 mod output;
+mod predict;
 mod sql;
 mod submit;
 
@@ -62,6 +64,8 @@ fn dispatch(cli: Cli, applications: &[Arc<dyn Application>]) -> Result<u8> {
         Command::Data(command) => data::run(command),
         Command::VerifyLedger { model_dir, output } => ledger::verify(&model_dir, output),
         Command::Checkpoints { command, output } => checkpoints::run(command, output),
+        Command::Export(flags) => export::run(&flags),
+        Command::Predict(flags) => predict::run(*flags, applications),
         Command::Import(flags) => import::run(&flags, applications),
         Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output, applications),
         Command::Completions { shell } => {

@@ -1,7 +1,9 @@
 //! A job as its application sees it: a DataFusion session on the driver, and a cluster that trains on what the
 //! session's queries give.
 
+mod assets;
 mod input;
+mod predict;
 mod progress;
 mod results;
 mod rows_of;
@@ -27,6 +29,7 @@ use crate::{Application, Error, Result};
 use input::Planned;
 
 pub use input::DirectInput;
+pub(crate) use predict::{Prediction, check_columns};
 pub(crate) use rows_of::register as register_rows_of;
 pub(crate) use start::{Ended, Started};
 
@@ -117,6 +120,15 @@ impl Cluster {
     /// The rows of files: a path, a directory, a glob or a list of these separated by commas.
     pub fn read(&self, url: &str, format: Format, schema: Option<&str>) -> Result<DataFrame> {
         Ok(self.block_on(tfos_data::session::read(&self.session, url, format, schema))?)
+    }
+
+    /// The format of the files at `url`: the one that was `given`, or by their names.
+    pub fn format_of(&self, url: &str, given: Option<&str>) -> Result<Format> {
+        let found = match given {
+            Some(name) => Some(name.parse()?),
+            None => self.block_on(tfos_data::session::format_of(url))?,
+        };
+        found.ok_or_else(|| Error::Usage(format!("the format of `{url}` cannot be told from its name; give --format")))
     }
 
     /// Makes files a table of the session.

@@ -1,3 +1,6 @@
 //! Models that leave tfos and models that come in, as files that PyTorch reads and writes.
 
+pub(crate) mod export;
+pub(crate) mod folder;
 pub(crate) mod import;
+pub(crate) mod unpack;
