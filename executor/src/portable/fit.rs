@@ -5,11 +5,15 @@
 
 use tfos_ps::{FullState, Layout, Variable};
 
+use super::write::Shape;
+
 /// The values of `state`, which lie as `saved` says, as `model` has them; or in what the two differ, by name.
 pub fn fit(saved: &Layout, state: &FullState, model: &Layout) -> Result<FullState, String> {
-    let all = |l: &Layout| l.variables.iter().chain(&l.buffers).map(|v| (v.name.clone(), v.shape.clone())).collect();
-    let (theirs, ours): (Vec<(String, Vec<i64>)>, Vec<(String, Vec<i64>)>) = (all(saved), all(model));
-    let only = |a: &[(String, Vec<i64>)], b: &[(String, Vec<i64>)]| {
+    let all = |l: &Layout| -> Vec<Shape> {
+        l.variables.iter().chain(&l.buffers).map(|v| (v.name.clone(), v.shape.clone())).collect()
+    };
+    let (theirs, ours) = (all(saved), all(model));
+    let only = |a: &[Shape], b: &[Shape]| {
         a.iter().filter(|v| !b.contains(v)).map(|(n, s)| format!("{n} {s:?}")).collect::<Vec<_>>().join(", ")
     };
     let (extra, missing) = (only(&theirs, &ours), only(&ours, &theirs));

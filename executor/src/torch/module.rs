@@ -217,9 +217,10 @@ mod tests {
         let input = Tensor::from_slice(&[1f32, 2.0]);
         let mut double = |inputs: &[Tensor]| vec![&inputs[0] * 2.0];
         let module = tch::CModule::create_by_tracing("Double", "forward", &[input], &mut double).unwrap();
-        let path = tempfile::NamedTempFile::new().unwrap();
-        module.save(path.path()).unwrap();
-        std::fs::read(path.path()).unwrap()
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("double.pt");
+        module.save(&path).unwrap();
+        std::fs::read(&path).unwrap()
     }
 
     #[test]

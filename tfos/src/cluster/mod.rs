@@ -29,7 +29,9 @@ use crate::{Application, Error, Result};
 use input::Planned;
 
 pub use input::DirectInput;
-pub(crate) use predict::{Prediction, check_columns};
+pub(crate) use predict::Prediction;
+#[cfg(feature = "torch")]
+pub(crate) use predict::check_columns;
 pub(crate) use rows_of::register as register_rows_of;
 pub(crate) use start::{Ended, Started};
 

@@ -3,4 +3,6 @@
 pub(crate) mod export;
 pub(crate) mod folder;
 pub(crate) mod import;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unpack;

@@ -129,9 +129,15 @@ impl Args {
         }
     }
 
-    /// Columns of the training rows.
+    /// Columns of the training rows, each once.
     pub fn columns(&self) -> Vec<String> {
-        self.features.iter().chain([&self.label]).cloned().collect()
+        let mut columns: Vec<String> = vec![];
+        for name in self.features.iter().chain([&self.label]) {
+            if !columns.contains(name) {
+                columns.push(name.clone());
+            }
+        }
+        columns
     }
 }
 
@@ -171,6 +177,7 @@ mod tests {
         let again: Args = serde_json::from_str(&serde_json::to_string(&args).unwrap()).unwrap();
         assert_eq!((again.rule(), again.columns(), again.shape), (args.rule(), args.columns(), vec![1, 2]));
         assert_eq!(args.rule(), Optimizer::adam(0.5));
+        assert_eq!(read(&LEAST.replace("a,b", "a,y,a")).unwrap().columns(), ["a", "y"]);
         assert_eq!(read(LEAST).unwrap().rule(), Optimizer::sgd(0.01));
     }
 }
