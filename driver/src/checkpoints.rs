@@ -160,6 +160,7 @@ impl ModelDir {
     pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
         let path = Paths::manifest(manifest.global_step);
         let json = serde_json::to_vec_pretty(manifest).map_err(|e| self.encoding(&path, e))?;
+        self.note_newest(manifest.generation, [manifest.global_step; 2]).await?;
         let put = self.store().put_opts(&self.path(&path), json.into(), PutOptions::from(PutMode::Create)).await;
         put.map(drop).map_err(|e| self.error(format!("`{path}` cannot be written"), e))
     }
