@@ -1,11 +1,11 @@
-//! Builds the small C++ part against the libtorch that torch-sys found, and lets this crate's tests find it by rpath.
+//! Builds the small C++ parts against the libtorch that torch-sys found, and lets this crate's tests find it by rpath.
 #[cfg(feature = "torch")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::path::PathBuf;
 
-    const SHIM: &str = "src/torch/shim.cpp";
+    const PARTS: [&str; 2] = ["src/torch/shim.cpp", "src/torch/module.cpp"];
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed={SHIM}");
+    PARTS.iter().for_each(|part| println!("cargo:rerun-if-changed={part}"));
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let found = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
     let lib = PathBuf::from(&found).canonicalize().map_err(|error| format!("libtorch at `{found}`: {error}"))?;
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file(SHIM)
+        .files(PARTS)
         .try_compile("tfos_torch_shim")?;
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     Ok(())

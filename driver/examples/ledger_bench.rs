@@ -141,6 +141,8 @@ async fn write(
         rows: committed.clone(),
         rows_total: leases * ROWS,
         ledger: segments.clone(),
+        arguments: serde_json::Value::Null,
+        columns: vec![],
     };
     dir.commit(&manifest, false, None).await?;
     Ok((segments, committed))

@@ -127,24 +127,42 @@ impl ModelDir {
     /// Copies a checkpoint with the ledger of its lineage into another model directory, its manifest last. Training
     /// goes on there as it would here.
     pub async fn copy_checkpoint(&self, manifest: &Manifest, to: &ModelDir) -> Result<(), Error> {
-        let path = Paths::manifest(manifest.global_step);
-        let there = |e| to.error(format!("`{path}` cannot be written"), e);
         // Before anything large moves. A driver of that directory that is at work is fenced off by the claim.
-        let claim = to.path(&Paths::generation(manifest.generation));
-        let create = || PutOptions::from(PutMode::Create);
-        to.store().put_opts(&claim, PutPayload::from_static(b"{\"copied\":true}"), create()).await.map_err(|e| {
-            to.error("it is in use: it has had generations of its own; copy into a new model directory", e)
-        })?;
-        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger) {
+        to.claim_unused(manifest.generation, "{\"copied\":true}").await?;
+        let assets = self.files(Paths::ASSETS).await?;
+        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger).chain(&assets) {
             self.copy_file(file, to).await?;
         }
-        let json = serde_json::to_vec_pretty(manifest).map_err(|source| Error::ModelDir {
-            url: to.url().to_string(),
-            what: format!("`{path}` cannot be encoded"),
-            source: Box::new(source),
-        })?;
-        to.store().put_opts(&to.path(&path), PutPayload::from(json), create()).await.map_err(there)?;
-        Ok(())
+        to.create_manifest(manifest).await
+    }
+
+    /// Claims `generation` of a directory for a checkpoint that comes from elsewhere; an error where jobs have run.
+    pub async fn claim_unused(&self, generation: Generation, description: &str) -> Result<(), Error> {
+        let path = Paths::generation(generation);
+        let used = |source: object_store::Error| {
+            self.error("it is in use: it has had generations of its own; name a new model directory", source)
+        };
+        if self.newest_generation().await? > Generation::default() {
+            let source = "generations of jobs are there".into();
+            return Err(used(object_store::Error::AlreadyExists { path, source }));
+        }
+        let payload = PutPayload::from(description.to_owned());
+        let put = self.store().put_opts(&self.path(&path), payload, PutOptions::from(PutMode::Create)).await;
+        put.map(drop).map_err(used)
+    }
+
+    /// Takes back what [`Self::claim_unused`] claimed, for a checkpoint that did not come.
+    pub async fn release(&self, generation: Generation) -> Result<(), Error> {
+        self.delete(&Paths::generation(generation)).await
+    }
+
+    /// Makes the checkpoint whose parts are there (CKP-1).
+    pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        let path = Paths::manifest(manifest.global_step);
+        let json = serde_json::to_vec_pretty(manifest).map_err(|e| self.encoding(&path, e))?;
+        self.note_newest(manifest.generation, [manifest.global_step; 2]).await?;
+        let put = self.store().put_opts(&self.path(&path), json.into(), PutOptions::from(PutMode::Create)).await;
+        put.map(drop).map_err(|e| self.error(format!("`{path}` cannot be written"), e))
     }
 
     /// In chunks: a part may be larger than memory.

@@ -72,6 +72,8 @@ impl Committer {
             rows: cut.rows.clone(),
             rows_total: cut.rows_total,
             ledger,
+            arguments: json(&cut.arguments),
+            columns: cut.columns.clone(),
         };
         // A listing shows the new manifest sooner or later; until then this does.
         warn(self.dir.note_newest(self.generation, [cut.step, self.last_step]).await);

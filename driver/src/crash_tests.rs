@@ -185,6 +185,8 @@ impl Run {
             rows_total: step.0,
             commits: (after + 1..=step.0).map(commit).collect(),
             input_fingerprint: "f".into(),
+            arguments: "{}".into(),
+            columns: vec![],
         };
         self.committer.commit(&cut).await?;
         self.step = step.0;

@@ -1,6 +1,6 @@
 //! What can happen to a job, and what the driver can do about it: both closed sets.
 
-use tfos_core::checkpoint::{Manifest, Part, Scores};
+use tfos_core::checkpoint::{Column, Manifest, Part, Scores};
 use tfos_core::cluster::{ClusterSpec, Refusal, Reservation};
 use tfos_core::failure::{Cause, Failure};
 use tfos_core::ids::{ExecutorId, GlobalStep};
@@ -137,6 +137,10 @@ pub struct CheckpointCut {
     pub commits: Vec<CommitRecord>,
     /// Identity of the input.
     pub input_fingerprint: String,
+    /// JSON of the nodes' arguments.
+    pub arguments: String,
+    /// Columns of the input.
+    pub columns: Vec<Column>,
 }
 
 /// Something to do.

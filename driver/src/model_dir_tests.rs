@@ -41,6 +41,8 @@ async fn checkpoint(dir: &ModelDir, step: u64, generation: u64) -> Result<bool, 
         rows: CommittedRows::default(),
         rows_total: 0,
         ledger: vec![],
+        arguments: serde_json::Value::Null,
+        columns: vec![],
     };
     dir.commit(&manifest, false, None).await
 }

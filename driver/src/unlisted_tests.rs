@@ -89,6 +89,8 @@ async fn commit(dir: &ModelDir, step: u64, generation: Generation) {
         rows: CommittedRows::default(),
         rows_total: 0,
         ledger: vec![],
+        arguments: serde_json::Value::Null,
+        columns: vec![],
     };
     dir.note_newest(generation, [GlobalStep(step), GlobalStep(step - 10)]).await.unwrap();
     assert!(dir.commit(&manifest, false, None).await.unwrap());

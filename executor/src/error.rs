@@ -76,6 +76,14 @@ pub enum Error {
         /// In what they differ.
         why: String,
     },
+    /// A file that was to hold weights.
+    #[error("`{address}` cannot be used as weights: {why}")]
+    Weights {
+        /// The file.
+        address: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
     /// GPUs that were asked for are not to be had.
     #[error(transparent)]
     Gpu(#[from] tfos_core::gpu::Unavailable),
@@ -116,9 +124,11 @@ impl Error {
             Self::Ps(e) if e.is_secondary() => Cause::PeerLost { chain },
             Self::Data(e) => Cause::Error { chain, user: e.is_user() },
             Self::Panicked(_) => Cause::Panic { message: chain.join(": ") },
-            Self::Usage { .. } | Self::ResultCount { .. } | Self::Mismatch { .. } | Self::Gpu(_) => {
-                Cause::Error { chain, user: true }
-            }
+            Self::Usage { .. }
+            | Self::ResultCount { .. }
+            | Self::Mismatch { .. }
+            | Self::Weights { .. }
+            | Self::Gpu(_) => Cause::Error { chain, user: true },
             _ => Cause::Error { chain, user: false },
         }
     }

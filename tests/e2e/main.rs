@@ -19,6 +19,7 @@ mod mnist;
 mod netns;
 mod order;
 mod planted;
+mod portable;
 mod ported;
 mod reservation;
 mod resume;

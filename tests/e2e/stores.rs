@@ -79,6 +79,14 @@ fn digits_are_trained(lab: &Lab, store: &dyn Store) {
         assert_eq!(verified(store, &format!("{name}/model")), 3 * 8000);
         keeps_the_secret(&done, lab);
     }
+    // A model leaves and comes in, all of it on the store.
+    let [model, rows, predicted] = ["parquet/model", "parquet/test.parquet", "predicted.parquet"].map(|p| store.url(p));
+    ask(store, &format!("export {model}"));
+    let words = format!("predict {model}/export --data {rows} --output {predicted} --quiet --summary json");
+    assert_eq!(ask(store, &words).number("rows"), 2000.0);
+    assert_eq!(ask(store, &format!("data describe --output json {predicted}")).number("rows"), 2000.0);
+    ask(store, &format!("import {model}/export/model.safetensors {} --application mnist", store.url("imported")));
+    assert_eq!(steps(store, "imported"), [0]);
     let described = ask(store, &format!("data describe --output json {}", store.url("parquet/train")));
     assert_eq!(described.number("rows"), 16_000.0);
     let columns = described.json["columns"].as_array().unwrap();

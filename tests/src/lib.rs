@@ -16,6 +16,7 @@ pub mod server;
 pub mod submit;
 pub mod wait;
 pub mod web;
+pub mod weights;
 
 pub use gate::Gate;
 pub use hdfs::Hdfs;

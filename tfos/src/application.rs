@@ -21,6 +21,17 @@ pub trait Application: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The JSON that [`Cluster::set_arguments`] gives to the nodes for these arguments, where it can be told without a
+    /// cluster. Weights that `tfos import` makes a checkpoint of can then be exported and used before any training.
+    fn node_arguments(&self, _arguments: &[String]) -> std::result::Result<Option<String>, Stop> {
+        Ok(None)
+    }
+
+    /// Columns that inference needs, given the nodes' arguments, as far as they can be told; the nodes find out about others.
+    fn inputs(&self, _node_arguments: &str) -> Vec<String> {
+        vec![]
+    }
+
     /// Runs on the driver: reads data, trains, scores.
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()>;
 

@@ -48,6 +48,14 @@ pub enum Error {
         /// What to do.
         again: String,
     },
+    /// A folder that was to be an export.
+    #[error("`{address}` cannot be used as an export: {what}")]
+    Export {
+        /// The folder.
+        address: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// Inference did not give one result per row.
     #[error("results of inference are incomplete: {0}")]
     Results(String),
@@ -88,6 +96,7 @@ impl Error {
             | Self::System { .. }
             | Self::Application(_)
             | Self::Results(_)
+            | Self::Export { .. }
             | Self::Staging { .. } => 1,
         }
     }

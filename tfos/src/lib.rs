@@ -50,6 +50,7 @@ pub mod cluster;
 pub mod error;
 #[cfg(feature = "torch")]
 pub mod model;
+mod portable;
 
 pub use application::Application;
 pub use cli::{run, run_all};

@@ -53,6 +53,8 @@ async fn checkpoint(dir: &ModelDir, commits: &[CommitRecord]) {
         rows: CommittedRows::default(),
         rows_total: 0,
         ledger: vec![segment],
+        arguments: serde_json::Value::Null,
+        columns: vec![],
     };
     dir.claim_generation("{}").await.unwrap();
     dir.commit(&manifest, false, None).await.unwrap();

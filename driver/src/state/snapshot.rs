@@ -204,6 +204,8 @@ impl Phase {
                 rows_total,
                 commits,
                 input_fingerprint: self.spec.input_fingerprint.clone(),
+                arguments: self.spec.start.arguments.clone(),
+                columns: self.spec.columns.clone(),
             })));
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use tfos_core::checkpoint::Column;
 use tfos_core::ids::GlobalStep;
 use tfos_core::proto;
 use tfos_core::rows::{CommittedRows, Shuffle};
@@ -44,6 +45,8 @@ pub struct PhaseSpec {
     pub shuffle: Option<Shuffle>,
     /// Identity of the fed input.
     pub input_fingerprint: String,
+    /// Its columns, where known.
+    pub columns: Vec<Column>,
     /// Rows committed before, from the checkpoint.
     pub committed: CommittedRows,
     /// Their number.

@@ -90,6 +90,7 @@ impl Job {
             partition_rows: vec![Some(rows)],
             shuffle: None,
             input_fingerprint: "f".into(),
+            columns: vec![],
             committed: CommittedRows::default(),
             rows_before: 0,
             restored_step: GlobalStep(0),

@@ -35,8 +35,8 @@ enum Source {
 pub struct Checkpoint {
     /// Its variables.
     pub layout: Layout,
-    /// Its optimizer, with its schedule.
-    pub optimizer: Scheduled,
+    /// Its optimizer, with its schedule; `None`: weights alone, which another program wrote.
+    pub optimizer: Option<Scheduled>,
     /// Its values.
     pub state: FullState,
 }
@@ -93,14 +93,18 @@ impl CheckpointStore {
         let path = Paths::manifest(manifest.global_step);
         let bad = |e: serde_json::Error| cannot(&self.name(&path), "read", e);
         let layout: Layout = serde_json::from_value(manifest.layout.clone()).map_err(bad)?;
-        let optimizer: Scheduled = serde_json::from_value(manifest.optimizer.clone()).map_err(bad)?;
+        let optimizer: Option<Scheduled> = serde_json::from_value(manifest.optimizer.clone()).map_err(bad)?;
         let found = self.clone().find_parts(&path, manifest.clone())?;
-        let plan = found.matched(&Loading::own(path), &layout, Some(&optimizer))?;
+        let plan = found.matched(&Loading::own(path), &layout, optimizer.as_ref())?;
         let mut state = FullState {
             step: plan.step,
             optimizer_step: plan.optimizer_step,
             params: vec![0.0; layout.total],
-            slots: optimizer.slots().iter().map(|s| ((*s).to_owned(), vec![0.0; layout.total])).collect(),
+            slots: optimizer
+                .iter()
+                .flat_map(Scheduled::slots)
+                .map(|s| ((*s).to_owned(), vec![0.0; layout.total]))
+                .collect(),
             buffers: vec![0.0; layout.buffers_total],
         };
         let slots = state.slots.iter_mut().map(|(name, slot)| (name.clone(), Segments::new(0, [slot.as_mut_slice()])));
@@ -120,7 +124,9 @@ impl CheckpointStore {
             let what = format!("its parts hold {covered} elements of a model of {}", layout.total);
             return Err(cannot(&self.name(path), "read", what));
         }
-        let trained = layout.variables.iter().map(|v| Saved::of(v, Kind::Trained));
+        // Imported weights do not say which of them are trained.
+        let kind = if manifest.optimizer.is_null() { Kind::Unknown } else { Kind::Trained };
+        let trained = layout.variables.iter().map(|v| Saved::of(v, kind.clone()));
         let saved = trained.chain(layout.buffers.iter().map(|v| Saved::of(v, Kind::Buffer))).collect();
         Ok(Found {
             store: self,
@@ -157,16 +163,17 @@ impl Found {
         let mismatch = |why: String| Error::Mismatch { path: loading.to_string(), why };
         let Found { store, source, saved, step, optimizer_step, optimizer: theirs } = self;
         let matched = matched(&saved, model, loading).map_err(mismatch)?;
-        let has_slots = loading.extent == Extent::Full;
-        if let Some(ours) = optimizer.filter(|_| has_slots) {
+        // Weights alone have no optimizer's state.
+        let extent = if theirs.is_null() { loading.extent.max(Extent::ParametersOnly) } else { loading.extent };
+        if let Some(ours) = optimizer.filter(|_| extent == Extent::Full) {
             same_rule(&theirs, ours).map_err(mismatch)?;
         }
-        let (step, optimizer_step) = match loading.extent {
+        let (step, optimizer_step) = match extent {
             Extent::Full => (step, optimizer_step),
             Extent::ParametersOnly => (step, 0),
             Extent::Warm => (0, 0),
         };
-        let (extent, model) = (loading.extent, model.clone());
+        let model = model.clone();
         let name = store.name(&loading.path);
         Ok(Plan { name, store, source, saved, model, matched, extent, step, optimizer_step })
     }

@@ -79,6 +79,8 @@ fn written(files: &InMemory, layout: &Layout, shards: usize, block: Option<u64>)
         parts,
         input_fingerprint: "f".into(),
         rows: CommittedRows::default(),
+        arguments: serde_json::Value::Null,
+        columns: vec![],
         rows_total: 0,
         ledger: vec![],
     };

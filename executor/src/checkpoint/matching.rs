@@ -86,7 +86,7 @@ pub(super) fn matched(saved: &[Saved], model: &Layout, loading: &Loading) -> Res
             return None;
         }
         let was_trained = one.kind != Kind::Buffer;
-        if loading.extent == Extent::Full && is_trained != was_trained {
+        if loading.extent == Extent::Full && one.kind != Kind::Unknown && is_trained != was_trained {
             let what = |trained| if trained { "trained" } else { "not trained" };
             problems.kinds.push(format!("{} ({} there, {} here)", variable.name, what(was_trained), what(is_trained)));
         }

@@ -27,11 +27,12 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use tfos_core::checkpoint::{Blocks, Manifest};
+use tfos_core::checkpoint::{Blocks, Manifest, Paths};
 use tfos_core::proto::PartWritten;
 
 use crate::Error;
 
+pub(crate) use blocks::BlockCrc;
 pub(crate) use encode::Content;
 pub use load::Checkpoint;
 #[cfg(feature = "torch")]
@@ -98,6 +99,11 @@ impl CheckpointStore {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes.into())
+    }
+
+    /// Reads a file that belongs to the model beside its values.
+    pub async fn asset(&self, name: &str) -> Result<Bytes, Error> {
+        self.read(&Paths::asset(name)).await
     }
 
     /// Reads a manifest, relative to the model directory.

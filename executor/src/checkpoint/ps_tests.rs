@@ -191,6 +191,8 @@ impl Model {
             global_step: GlobalStep(10),
             layout: serde_json::to_value(&self.layout).unwrap(),
             optimizer: serde_json::to_value(adam()).unwrap(),
+            arguments: serde_json::Value::Null,
+            columns: vec![],
             optimizer_step: 10,
             parts,
             input_fingerprint: String::new(),

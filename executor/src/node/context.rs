@@ -177,6 +177,11 @@ impl NodeContext {
         Some(receiver.try_iter().last().unwrap_or(first))
     }
 
+    /// A file that the driver gave to the model with `Cluster::add_asset`.
+    pub fn asset(&self, name: &str) -> Result<bytes::Bytes, Error> {
+        self.runtime.block_on(self.store.asset(name))
+    }
+
     /// Reports means over `rows` rows; the job's summary has the mean over all reports of the newest step.
     pub fn report_metrics(&self, metrics: &[(&str, f64)], rows: u64) {
         let metric = |(name, value): &(&str, f64)| Metric { name: (*name).to_owned(), value: *value, rows };

@@ -1,6 +1,7 @@
 //! The only place of tch: tensors from Arrow, the model's variables, and what a step does with them.
 
 mod device;
+pub mod module;
 pub mod shim;
 mod slices;
 mod state;

@@ -148,14 +148,19 @@ extern "C" fn release(context: *mut c_void) {
 }
 
 /// Room for an error text from C++.
-struct Text([c_char; 512]);
+pub(super) struct Text([c_char; 512]);
 
 impl Text {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self([0; 512])
     }
 
-    fn read(&self) -> String {
+    /// Where C++ writes it, and how much fits.
+    pub(super) fn room(&mut self) -> (*mut c_char, usize) {
+        (self.0.as_mut_ptr(), self.0.len())
+    }
+
+    pub(super) fn read(&self) -> String {
         // SAFETY: the shim ends the text with a zero, and so does the initial value.
         unsafe { CStr::from_ptr(self.0.as_ptr()) }.to_string_lossy().trim().to_owned()
     }

@@ -128,7 +128,10 @@ async fn show(dir: &ModelDir, step: Option<u64>, output: Output) -> Result<u8> {
     println!("application   {}, written by tfos {}", manifest.application, manifest.tfos_version);
     println!("generation    {}", manifest.generation.0);
     println!("rows          {} in {} whole epochs", manifest.rows_total, manifest.rows.complete_epochs);
-    println!("optimizer     {}", manifest.optimizer);
+    match manifest.is_weights_only() {
+        true => println!("optimizer     none: the weights were imported"),
+        false => println!("optimizer     {}", manifest.optimizer),
+    }
     let layout: std::result::Result<Layout, _> = serde_json::from_value(manifest.layout.clone());
     if let Ok(layout) = layout {
         println!("parameters    {} in {} variables", layout.total, layout.variables.len());
@@ -215,17 +218,9 @@ fn compare(a: &[f32], b: &[f32]) -> Values {
     Values::Compared { max_abs, rms: (squares / n).sqrt(), rms_of_second: (own / n).sqrt() }
 }
 
-/// Variables and buffers with their values.
-fn values(c: &Checkpoint) -> Vec<(&Variable, &[f32])> {
-    fn of<'a>(list: &'a [Variable], flat: &'a [f32]) -> impl Iterator<Item = (&'a Variable, &'a [f32])> {
-        list.iter().map(|v| (v, flat.get(v.offset..v.offset + v.len()).unwrap_or_default()))
-    }
-    of(&c.layout.variables, &c.state.params).chain(of(&c.layout.buffers, &c.state.buffers)).collect()
-}
-
 async fn diff(url: &str, first: u64, second: u64, output: Output) -> Result<u8> {
     let (a, b) = (load(url, first).await?, load(url, second).await?);
-    let (a, b) = (values(&a), values(&b));
+    let (a, b) = (a.values(), b.values());
     let same = |v: &Variable, w: &Variable| v.name == w.name && v.shape == w.shape;
     let mut lines = vec![];
     for (variable, after) in &b {

@@ -39,7 +39,7 @@ pub(super) fn run(command: DataCommand) -> Result<u8> {
     }
 }
 
-async fn format_of(path: &str, given: Option<&str>, flag: &str) -> Result<Format> {
+pub(super) async fn format_of(path: &str, given: Option<&str>, flag: &str) -> Result<Format> {
     let found = match given {
         Some(name) => Some(name.parse()?),
         // An idx prefix is no file itself.

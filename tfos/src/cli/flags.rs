@@ -38,6 +38,10 @@ pub(super) enum Command {
         output: Output,
     },
     /// List, show, verify, delete, copy and compare the checkpoints of a model directory; clean it up.
+    ///
+    /// The model directory may stand before the command or after it: `tfos checkpoints DIR list`, `tfos checkpoints list
+    /// DIR`.
+    #[command(override_usage = "tfos checkpoints [OPTIONS] [MODEL_DIR] <COMMAND> [MODEL_DIR] [ARGUMENTS]")]
     Checkpoints {
         #[command(subcommand)]
         command: CheckpointCommand,
@@ -45,6 +49,12 @@ pub(super) enum Command {
         #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Write the model of a checkpoint as files that PyTorch and `tfos predict` read.
+    Export(ExportFlags),
+    /// Predict rows with an exported model, on executors of this machine.
+    Predict(Box<PredictFlags>),
+    /// Make weights, such as PyTorch's state_dict in a safetensors file, the start of training in a new model directory.
+    Import(ImportFlags),
     /// Query a model directory with SQL: tables `steps`, `samples` (which rows were in which step), `metrics`, `events`;
     /// `rows_of(17)` is the rows of step 17 themselves; `SHOW TABLES` and `DESCRIBE steps` tell more.
     Sql {
@@ -74,10 +84,87 @@ impl Command {
             Self::Data(DataCommand::Convert(flags)) => flags.output,
             Self::Data(DataCommand::Describe { output, .. }) => *output,
             Self::Checkpoints { output, .. } | Self::Sql { output, .. } => *output,
+            Self::Import(flags) => flags.output,
+            Self::Export(flags) => flags.output,
+            Self::Predict(flags) => flags.summary,
             Self::Executor(_) | Self::Completions { .. } => Output::Text,
         };
         output == Output::Json
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportFlags {
+    /// Model directory, any object-store URL.
+    pub(super) model_dir: String,
+    /// Step of the checkpoint [default: the newest one that is whole].
+    #[arg(long)]
+    pub(super) step: Option<u64>,
+    /// Folder to write, any object-store URL; an export that is there is replaced [default: MODEL_DIR/export].
+    #[arg(long, value_name = "URL")]
+    pub(super) to: Option<String>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PredictFlags {
+    /// Folder that `tfos export` wrote, any object-store URL.
+    pub(super) export: String,
+    /// Rows: a file, a directory, a glob, or several of these with commas between them; any object-store URL.
+    #[arg(long, value_name = "URL")]
+    pub(super) data: String,
+    /// Format of the rows [default: by the file names].
+    #[arg(long)]
+    pub(super) format: Option<String>,
+    /// Schema of the rows, such as `image:binary` [default: inferred].
+    #[arg(long)]
+    pub(super) schema: Option<String>,
+    /// Query over the table `data` that gives the rows.
+    #[arg(long, value_name = "QUERY")]
+    pub(super) sql: Option<String>,
+    /// File to write, or folder with `/` at its end: the rows in their order, with the predictions; any object-store URL.
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: String,
+    /// Format of the output [default: by its name].
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) output_format: Option<String>,
+    /// Begin a new file after so many rows.
+    #[arg(long)]
+    pub(super) rows_per_file: Option<usize>,
+    /// Executors, each with a node that predicts.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) cluster_size: u32,
+    /// GPUs for each of them [default: 0].
+    #[arg(long, value_name = "G")]
+    pub(super) num_gpus: Option<u32>,
+    /// Bound of the feed queue of an executor [default: 256MiB].
+    #[arg(long, value_name = "BYTES")]
+    pub(super) feed_memory: Option<ByteSize>,
+    /// How to print what was written.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) summary: Output,
+    /// No progress.
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportFlags {
+    /// File of weights in safetensors format, any object-store URL.
+    pub(super) weights: String,
+    /// Model directory in which no job has run, any object-store URL.
+    pub(super) model_dir: String,
+    /// Application whose model it is; a job of it, with --model-dir, starts from the weights.
+    #[arg(long, value_name = "NAME")]
+    pub(super) application: String,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+    /// Arguments of the application that say what its model is, after `--`; for an export before any training.
+    #[arg(last = true)]
+    pub(super) arguments: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

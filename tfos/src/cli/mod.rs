@@ -4,9 +4,13 @@
 mod checkpoints;
 mod data;
 mod executor;
+mod export;
 mod flags;
+mod import;
 mod ledger;
+mod order;
 mod output;
+mod predict;
 mod sql;
 mod submit;
 
@@ -38,7 +42,10 @@ pub fn run_all(applications: Vec<Arc<dyn Application>>) -> ExitCode {
     if version {
         command = command.version(output::long_version());
     }
-    let cli = match command.try_get_matches().and_then(|m| Cli::from_arg_matches(&m)) {
+    let cli = match command
+        .try_get_matches_from(order::either(std::env::args_os()))
+        .and_then(|m| Cli::from_arg_matches(&m))
+    {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
@@ -57,6 +64,9 @@ fn dispatch(cli: Cli, applications: &[Arc<dyn Application>]) -> Result<u8> {
         Command::Data(command) => data::run(command),
         Command::VerifyLedger { model_dir, output } => ledger::verify(&model_dir, output),
         Command::Checkpoints { command, output } => checkpoints::run(command, output),
+        Command::Export(flags) => export::run(&flags),
+        Command::Predict(flags) => predict::run(*flags, applications),
+        Command::Import(flags) => import::run(&flags, applications),
         Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output, applications),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tfos", &mut std::io::stdout());

@@ -118,7 +118,7 @@ fn execute(job: Job, application: &Arc<dyn Application>, quiet: bool, format: Ou
     let arguments = job.arguments.clone();
     let name = application.name().to_owned();
     let on_abort = if format == Output::Json { output::aborted } else { || {} };
-    let started = Cluster::start(job, Arc::clone(application), Started { quiet, on_abort });
+    let started = Cluster::start(job, Arc::clone(application), Started { quiet, on_abort, export: None });
     let (result, ended) = match started {
         Ok(mut cluster) => {
             let result = cluster.run(&arguments);

@@ -1,7 +1,11 @@
 //! What is fed: a planned query, or a list of files.
 
+use std::sync::Arc;
+
+use tfos_core::checkpoint::Column;
 use tfos_core::proto;
 use tfos_core::rows::Shuffle;
+use tfos_data::arrow::datatypes::{Field, Schema};
 use tfos_data::datafusion::prelude::DataFrame;
 use tfos_data::session::Format;
 use tfos_data::{plan, store};
@@ -30,6 +34,8 @@ pub(crate) struct Planned {
     pub(crate) partition_rows: Vec<Option<u64>>,
     pub(crate) shuffle: Option<Shuffle>,
     pub(crate) fingerprint: String,
+    /// Where known: nodes that read files themselves see them first.
+    pub(crate) columns: Vec<Column>,
 }
 
 impl Planned {
@@ -43,6 +49,7 @@ impl Planned {
             partition_rows,
             shuffle: None,
             fingerprint: String::new(),
+            columns: vec![],
         }
     }
 
@@ -83,8 +90,14 @@ impl Cluster {
             partition_rows: (0..partitions).map(|p| plan::partition_rows(&physical, p)).collect(),
             shuffle: None,
             fingerprint: plan::fingerprint(&physical)?,
+            columns: columns(&physical.schema()),
         })
     }
+}
+
+fn columns(schema: &Schema) -> Vec<Column> {
+    let column = |f: &Arc<Field>| Column { name: f.name().clone(), data_type: f.data_type().to_string() };
+    schema.fields().iter().map(column).collect()
 }
 
 /// Lists the files of a direct input; each is a partition, in the order of their names.

@@ -1,7 +1,9 @@
 //! A job as its application sees it: a DataFusion session on the driver, and a cluster that trains on what the
 //! session's queries give.
 
+mod assets;
 mod input;
+mod predict;
 mod progress;
 mod results;
 mod rows_of;
@@ -29,6 +31,9 @@ use crate::{Application, Error, Result};
 use input::Planned;
 
 pub use input::DirectInput;
+pub(crate) use predict::Prediction;
+#[cfg(feature = "torch")]
+pub(crate) use predict::check_columns;
 pub(crate) use rows_of::register as register_rows_of;
 pub(crate) use start::{Ended, Started};
 
@@ -127,6 +132,15 @@ impl Cluster {
         Ok(self.block_on(tfos_data::session::read(&self.session, url, format, schema))?)
     }
 
+    /// The format of the files at `url`: the one that was `given`, or by their names.
+    pub fn format_of(&self, url: &str, given: Option<&str>) -> Result<Format> {
+        let found = match given {
+            Some(name) => Some(name.parse()?),
+            None => self.block_on(tfos_data::session::format_of(url))?,
+        };
+        found.ok_or_else(|| Error::Usage(format!("the format of `{url}` cannot be told from its name; give --format")))
+    }
+
     /// Makes files a table of the session.
     pub fn register(&self, table: &str, url: &str, format: Format, schema: Option<&str>) -> Result<()> {
         Ok(self.block_on(tfos_data::session::register(&self.session, table, url, format, schema))?)
@@ -199,7 +213,10 @@ impl Cluster {
                 self.report.train = Some(outcome.clone());
                 return Ok(outcome);
             }
-            self.progress.say(&format!("resuming from step {step}: {before} rows are done"));
+            self.progress.say(&match manifest.has_seen_data() {
+                true => format!("resuming from step {step}: {before} rows are done"),
+                false => format!("starting at step {step} from weights that have seen no rows here"),
+            });
         }
         let begun = std::time::Instant::now();
         let named = std::mem::take(&mut self.named);
@@ -299,6 +316,7 @@ impl Cluster {
             partition_rows: planned.partition_rows,
             shuffle: planned.shuffle,
             input_fingerprint: planned.fingerprint,
+            columns: planned.columns,
             committed,
             rows_before,
             restored_step,
@@ -320,7 +338,7 @@ impl Cluster {
         if theirs != ours {
             return foreign(format!("it belongs to the application `{theirs}`, not `{ours}`; use another --model-dir"));
         }
-        if restored.manifest.input_fingerprint != planned.fingerprint {
+        if restored.manifest.has_seen_data() && restored.manifest.input_fingerprint != planned.fingerprint {
             return foreign(
                 "the training data, its query or its shuffling has changed since, so its rows cannot be told apart from new ones; \
                  use another --model-dir"

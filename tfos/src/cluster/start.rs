@@ -16,15 +16,18 @@ use tokio::sync::watch;
 
 use super::progress::Progress;
 use super::{Cluster, Report};
+use crate::portable::unpack::Export;
 use crate::{Application, Error, Result};
 
 /// How the command wants a cluster to behave.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Started {
     /// No progress.
     pub(crate) quiet: bool,
     /// Called before the process ends at once, to say so where results go.
     pub(crate) on_abort: fn(),
+    /// The model to start from, in a model directory of the job's own.
+    pub(crate) export: Option<Export>,
 }
 
 /// What is left of a cluster when its application has ended.
@@ -71,12 +74,17 @@ impl Cluster {
         let address = match (&job.model_dir, &temporary) {
             (Some(url), _) => url.clone(),
             (None, Some(dir)) => {
-                progress.say("no --model-dir: checkpoints go to a temporary folder and are gone with the job");
+                if started.export.is_none() {
+                    progress.say("no --model-dir: checkpoints go to a temporary folder and are gone with the job");
+                }
                 dir.path().display().to_string()
             }
             (None, None) => ".".into(),
         };
         let model_dir = ModelDir::open(&address)?;
+        if let Some(export) = &started.export {
+            runtime.block_on(export.unpack(&model_dir))?;
+        }
         let (generation, restored) = runtime.block_on(prepare(&model_dir, &job, &progress))?;
         let loading = runtime.block_on(begin_with(&job, restored.as_ref(), &progress))?;
         let log_dir = log_dir(&job, &model_dir, generation)?;

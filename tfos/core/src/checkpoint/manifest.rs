@@ -55,7 +55,7 @@ pub struct Manifest {
     pub global_step: GlobalStep,
     /// Variables: name, shape and offset in the flat vector; see the `ps` crate's layout.
     pub layout: serde_json::Value,
-    /// Optimizer and its settings.
+    /// Optimizer and its settings; null where there is none: weights that came from elsewhere, which a model finds by name.
     pub optimizer: serde_json::Value,
     /// Updates counted by the optimizer (its bias correction depends on them).
     pub optimizer_step: u64,
@@ -69,6 +69,23 @@ pub struct Manifest {
     pub rows_total: u64,
     /// Segments of the commit log in this checkpoint's lineage, oldest first.
     pub ledger: Vec<String>,
+    /// Arguments with which the nodes built the model, JSON: whoever builds it elsewhere needs them.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub arguments: serde_json::Value,
+    /// Columns of the rows that it was trained on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<Column>,
+}
+
+/// A column of the training rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its Arrow type, as text.
+    #[serde(rename = "type")]
+    pub data_type: String,
 }
 
 /// Why a manifest cannot be used.
@@ -102,6 +119,16 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Whether rows have been trained on. Weights that were imported have seen none, so any data may come.
+    pub fn has_seen_data(&self) -> bool {
+        self.rows_total > 0 || !self.input_fingerprint.is_empty()
+    }
+
+    /// Whether it has an optimizer's state, and a layout that is a model's own.
+    pub fn is_weights_only(&self) -> bool {
+        self.optimizer.is_null()
+    }
+
     /// Reads and checks a manifest.
     pub fn parse(path: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
         let malformed = |source| ManifestError::Malformed { path: path.to_owned(), source };
@@ -148,6 +175,8 @@ mod tests {
             rows: CommittedRows::default(),
             rows_total: 0,
             ledger: vec![],
+            arguments: serde_json::Value::Null,
+            columns: vec![],
         };
         Manifest::parse("m", &serde_json::to_vec(&manifest).unwrap())
     }

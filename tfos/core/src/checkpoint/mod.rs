@@ -19,6 +19,6 @@ pub use decide::{Candidate, Target, compute_target, is_due};
 pub use garbage::{Found, compute_garbage};
 pub use lineage::{Base, Start, Starts};
 pub use loading::{Extent, Loading, Missing, Rename, Renames};
-pub use manifest::{Blocks, FORMAT, Manifest, ManifestError, Part};
+pub use manifest::{Blocks, Column, FORMAT, Manifest, ManifestError, Part};
 pub use paths::Paths;
 pub use retention::{Best, Retention, Scores, compute_deletions};

@@ -11,6 +11,10 @@ impl Paths {
     pub const CHECKPOINTS: &'static str = "checkpoints";
     /// Folder of the commit log.
     pub const LEDGER: &'static str = "ledger";
+    /// Folder of files that belong to the model beside its values.
+    pub const ASSETS: &'static str = "assets";
+    /// Folder of the newest export, unless another one was named.
+    pub const EXPORT: &'static str = "export";
     /// Folder of the driver's own files.
     pub const JOB: &'static str = "job";
     /// File written and removed before training starts, to know that checkpoints can be written.
@@ -45,6 +49,11 @@ impl Paths {
     /// One segment of the commit log: the steps after `after` up to `upto`.
     pub fn ledger_segment(generation: Generation, after: GlobalStep, upto: GlobalStep) -> String {
         format!("{}/{:012}-{:012}.g{generation}.parquet", Self::LEDGER, after.0 + 1, upto.0)
+    }
+
+    /// A file that belongs to the model.
+    pub fn asset(name: &str) -> String {
+        format!("{}/{name}", Self::ASSETS)
     }
 
     /// Claim of a generation, created by exactly one driver.

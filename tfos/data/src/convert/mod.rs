@@ -16,7 +16,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{DataFrame, SessionContext};
 use futures::TryStreamExt;
 use serde::Serialize;
 
@@ -119,6 +119,34 @@ pub async fn convert(
                     writer.write(&batch)?;
                 }
             }
+        }
+    }
+    let mut converted = writer.finish()?;
+    if let Some(staged) = staged {
+        converted.files = staged.upload(converted.files).await?;
+    }
+    Ok(converted)
+}
+
+/// Writes the rows of a query to one file or, with a number of rows per file or a `to` that ends with `/`, to a directory
+/// of them, as [`convert`] does. Rows come in the order of the query's partitions.
+pub async fn write(rows: DataFrame, to: &str, format: Format, options: &ConvertOptions) -> Result<Converted> {
+    if options.num_files.is_some() {
+        return Err(Error::Unsupported {
+            what: "a number of files for the rows of a query".into(),
+            instead: "give a number of rows per file".into(),
+        });
+    }
+    let plan = rows.clone().create_physical_plan().await?;
+    let ctx = Arc::new(rows.task_ctx());
+    let staged = Staged::for_address(to, options.rows_per_file.is_some()).await?;
+    let local = staged.as_ref().map(Staged::local);
+    let to = local.as_deref().unwrap_or(to);
+    let mut writer = Writer::new(to, format, options.compression, options.rows_per_file, plan.schema())?;
+    for partition in 0..plan::partitions(&plan) {
+        let mut batches = plan.execute(partition, Arc::clone(&ctx))?;
+        while let Some(batch) = batches.try_next().await? {
+            writer.write(&batch)?;
         }
     }
     let mut converted = writer.finish()?;

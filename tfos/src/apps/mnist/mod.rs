@@ -5,11 +5,10 @@ mod model;
 
 use tfos_core::config::InputMode;
 use tfos_data::datafusion::dataframe::DataFrameWriteOptions;
-use tfos_data::datafusion::prelude::DataFrame;
-use tfos_data::session::Format;
 
 use super::digits;
 use crate::application::Stop;
+use crate::cluster::check_columns;
 use crate::model::EVAL_INPUT;
 use crate::{Application, Cluster, DirectInput, Error, NodeContext, NodeError, Result, run_model};
 use args::Mode;
@@ -20,6 +19,9 @@ pub use model::Classifier;
 /// See the module's text.
 #[derive(Debug, Clone, Copy)]
 pub struct Mnist;
+
+/// What training and scoring need.
+const COLUMNS: [&str; 2] = ["image", "label"];
 
 /// Share of the drawn digits that is kept for scoring.
 const EVAL_SHARE: usize = 5;
@@ -37,6 +39,14 @@ impl Application for Mnist {
         Args::read(arguments).map(drop)
     }
 
+    fn node_arguments(&self, arguments: &[String]) -> std::result::Result<Option<String>, Stop> {
+        serde_json::to_string(&Args::read(arguments)?).map(Some).map_err(|e| Stop::Usage(e.to_string()))
+    }
+
+    fn inputs(&self, _node_arguments: &str) -> Vec<String> {
+        vec!["image".into()]
+    }
+
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()> {
         let mut args = Args::read(arguments).map_err(|stop| match stop {
             Stop::Help(text) | Stop::Usage(text) => Error::Usage(text),
@@ -46,13 +56,13 @@ impl Application for Mnist {
             draw(cluster, &mut args, seed)?;
         }
         let data = args.data.clone().unwrap_or_default();
-        let format = format_of(cluster, &data, args.format.as_deref())?;
+        let format = cluster.format_of(&data, args.format.as_deref())?;
         cluster.set_arguments(&args)?;
         let eval = match &args.eval_data {
             Some(url) => {
-                let format = format_of(cluster, url, args.format.as_deref())?;
+                let format = cluster.format_of(url, args.format.as_deref())?;
                 let rows = cluster.read(url, format, args.schema.as_deref())?;
-                check_columns(&rows, url)?;
+                check_columns(&rows, url, &COLUMNS)?;
                 Some(rows)
             }
             None => None,
@@ -73,7 +83,7 @@ impl Application for Mnist {
                 Some(query) => cluster.sql(query)?,
                 None => cluster.sql("SELECT image, label FROM data")?,
             };
-            check_columns(&rows, args.sql.as_deref().unwrap_or(&data))?;
+            check_columns(&rows, args.sql.as_deref().unwrap_or(&data), &COLUMNS)?;
             Ok(rows)
         };
         cluster.shuffle(args.shuffle_block, seed);
@@ -93,27 +103,6 @@ impl Application for Mnist {
     fn node(&self, context: &mut NodeContext) -> std::result::Result<(), NodeError> {
         run_model::<Classifier>(context)
     }
-}
-
-fn format_of(cluster: &Cluster, url: &str, given: Option<&str>) -> Result<Format> {
-    let found = match given {
-        Some(name) => Some(name.parse()?),
-        None => cluster.block_on(tfos_data::session::format_of(url))?,
-    };
-    found.ok_or_else(|| Error::Usage(format!("the format of `{url}` cannot be told from its name; give --format")))
-}
-
-fn check_columns(rows: &DataFrame, what: &str) -> Result<()> {
-    let has: Vec<String> = rows.schema().fields().iter().map(|f| f.name().clone()).collect();
-    for wanted in ["image", "label"] {
-        if !has.iter().any(|name| name == wanted) {
-            return Err(Error::Usage(format!(
-                "`{what}` has no column `{wanted}`, it has {}; name one so with --sql 'SELECT … AS {wanted} …'",
-                has.join(", ")
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Draws digits into the model directory, once: a job that resumes finds the same ones.

@@ -11,6 +11,7 @@ use tfos_executor::{Batch, Error, NodeContext, PhaseKind};
 
 use super::args::{Args, Network};
 use crate::Model;
+use crate::apps::columns::floats;
 use crate::apps::networks::{Cnn, Mlp};
 
 /// Digits.
@@ -125,12 +126,14 @@ impl Model for Classifier {
 
     fn predict(&self, batch: &Batch) -> Result<Vec<(&'static str, ArrayRef)>, Error> {
         let logits = self.forward(batch, false)?.f_to_device(Device::Cpu)?;
-        let (confidence, digit) = logits.f_softmax(-1, Kind::Float)?.f_max_dim(-1, false)?;
+        let probabilities = logits.f_softmax(-1, Kind::Float)?;
+        let (confidence, digit) = probabilities.f_max_dim(-1, false)?;
         let digits: Vec<i64> = Vec::try_from(digit)?;
         let confidence: Vec<f32> = Vec::try_from(confidence)?;
         Ok(vec![
             ("prediction", Arc::new(Int64Array::from(digits))),
             ("confidence", Arc::new(Float32Array::from(confidence))),
+            ("probabilities", floats(&probabilities)?),
         ])
     }
 }
