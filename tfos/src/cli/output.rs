@@ -65,6 +65,9 @@ pub(super) fn dry_run(job: &Job, output: Output) {
     println!("launcher       {launcher}");
     println!("model dir      {}", job.model_dir.as_deref().unwrap_or("temporary, gone with the job"));
     let mode = match job.consistency {
+        Consistency::Deterministic { micro_batches } => {
+            format!("deterministic, of {micro_batches} batches each, added in one order")
+        }
         _ if job.shape.num_ps == 0 => "one trainer, nothing is sent".to_owned(),
         Consistency::Async => "asynchronous".to_owned(),
         Consistency::Sync { replicas_to_aggregate } => {
