@@ -24,10 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast;
 use crate::error::{Error, Refusal, Violation};
+use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -83,9 +84,14 @@ pub enum Kind {
     Measured,
     /// Before Hello: asks for the name of the abstract socket; the answer has it as meta, empty if there is none.
     Nearest,
+    /// Deterministic training: a gradient, answered by Ok as soon as it is here. To ps:0 its place comes before the leases.
+    Push,
+    /// Asks for the parameters of global step `step`, from which on they stay until the asker has pushed: answered by
+    /// State, or by Ok if they are not there soon.
+    Await,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 21] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -105,6 +111,8 @@ const KINDS: [Kind; 19] = [
     Kind::Bye,
     Kind::Measured,
     Kind::Nearest,
+    Kind::Push,
+    Kind::Await,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.
@@ -282,6 +290,24 @@ pub fn recv_floats<'a>(
     }
 }
 
+/// Bytes of a [`Place`] before the leases of a Push.
+pub(crate) const PLACE: usize = 8;
+
+pub(crate) fn encode_place(place: Place) -> [u8; PLACE] {
+    (u64::from(place.of) << 32 | u64::from(place.index)).to_le_bytes()
+}
+
+/// The reverse of [`encode_place`], of the first bytes of `meta`.
+pub(crate) fn decode_place(meta: &[u8]) -> Result<Place, Violation> {
+    let bytes: Option<[u8; PLACE]> = meta.first_chunk().copied();
+    let number = bytes.map(u64::from_le_bytes).unwrap_or_default();
+    let place = Place { index: number as u32, of: (number >> 32) as u32 };
+    if place.index < place.of {
+        return Ok(place);
+    }
+    Err(Violation::Malformed { what: "place", detail: format!("{} of {}", place.index, place.of) })
+}
+
 /// Receives and forgets `count` floats, of a frame that is refused.
 pub fn skip_floats(connection: &mut dyn Connection, count: u64) -> Result<(), Error> {
     let mut sink = [0.0; 4096];
@@ -296,15 +322,21 @@ pub fn skip_floats(connection: &mut dyn Connection, count: u64) -> Result<(), Er
 
 /// Checks that an answer is of the kind that is due; a Refused becomes the error that it carries.
 pub fn expect(connection: &mut dyn Connection, kind: Kind, name: &'static str) -> Result<Header, Error> {
+    let header = expect_any(connection)?;
+    if header.kind != kind {
+        let found = format!("{:?}", header.kind);
+        return Err(violated(connection, Violation::UnexpectedKind { expected: name, found }));
+    }
+    Ok(header)
+}
+
+/// The next header, of whatever kind; a Refused becomes the error that it carries.
+pub fn expect_any(connection: &mut dyn Connection) -> Result<Header, Error> {
     let header = recv_header(connection)?;
     if header.kind == Kind::Refused {
         let meta = recv_meta(connection, &header, MAX_META)?;
         let refusal: Refusal = from_json(connection, "refusal", &meta)?;
         return Err(Error::Refused { address: connection.peer().to_owned(), refusal });
-    }
-    if header.kind != kind {
-        let found = format!("{:?}", header.kind);
-        return Err(violated(connection, Violation::UnexpectedKind { expected: name, found }));
     }
     Ok(header)
 }
@@ -360,5 +392,15 @@ mod tests {
         assert_eq!(Header::decode(&bytes), Err(Violation::UnknownKind(200)));
         bytes[0] = 0;
         assert_eq!(Header::decode(&bytes), Err(Violation::Magic));
+    }
+
+    #[test]
+    fn places_survive_the_wire_and_bad_ones_do_not() {
+        let place = Place { index: 6, of: 7 };
+        let mut meta = encode_place(place).to_vec();
+        meta.push(9);
+        assert_eq!(decode_place(&meta), Ok(place));
+        assert!(decode_place(&meta[..PLACE - 1]).is_err());
+        assert!(decode_place(&encode_place(Place { index: 7, of: 7 })).is_err());
     }
 }
