@@ -122,7 +122,8 @@ fn work(cluster: &Cluster, mut worker: Worker, places: &Places, seed: u64, dies_
     let problem = worker.problem.clone();
     let mut client: PsClient = worker.client;
     while let Some((step, index)) = places.take(&mut random) {
-        if client.step() + 1 != step {
+        // Who joined later has parameters, but `join` forgets the buffers.
+        if client.step() + 1 != step || (buffer == [0.0] && step > 1) {
             let (bias, weight) = worker.params.split_at_mut(1);
             while client.await_step(step - 1, &mut [&mut *bias, &mut *weight], &mut [&mut buffer]).unwrap()
                 != Awaited::Ready
