@@ -53,6 +53,7 @@ impl DeterministicTrainer {
         let shard = Shard::new(Begin {
             shard: 0,
             alone: true,
+            exact: true,
             variables: layout.parts_in(range.clone()),
             range,
             optimizer,

@@ -318,7 +318,8 @@ impl Sequencer {
         let parts = commits.iter().map(part).collect();
         self.step += 1;
         let step = self.step;
-        self.advance(Measuring::new(self.shards, self.rounds, step, parts), actions);
+        let exact = self.mode == Some(Mode::Deterministic);
+        self.advance(Measuring::new(self.shards, self.rounds, step, parts, exact), actions);
         actions.push(Action::Emit(Notice::Committed { step, commits }));
     }
 

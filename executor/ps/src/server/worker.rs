@@ -171,7 +171,9 @@ impl Served<'_> {
         let shard = options.shard;
         let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
         let variables = init.layout.parts_in(range.clone());
-        let begin = Begin { shard, alone, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
+        let exact = init.mode == Mode::Deterministic;
+        let begin =
+            Begin { shard, alone, exact, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
         match self.install(begin, &init)? {
             Ok(()) => wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], []),
             Err(refusal) => self.refuse(refusal),

@@ -91,6 +91,8 @@ pub(crate) struct Begin {
     pub(crate) shard: usize,
     /// Whether there is no other: then ps:0 does not have it measured apart, and it measures while it applies.
     pub(crate) alone: bool,
+    /// Whether its sums are to have the same bits for any number of shards.
+    pub(crate) exact: bool,
     pub(crate) range: Range<usize>,
     /// The part of each variable of the layout in it, counted from its start.
     pub(crate) variables: Vec<Range<usize>>,
@@ -108,6 +110,7 @@ pub(crate) struct Begin {
 pub(crate) struct Shard {
     shard: usize,
     alone: bool,
+    exact: bool,
     range: Range<usize>,
     /// What is updated alike: the parts of the variables, or everything where variables do not matter.
     variables: Vec<Range<usize>>,
@@ -150,6 +153,7 @@ impl Shard {
             shard: begin.shard,
             variables,
             alone: begin.alone,
+            exact: begin.exact,
             range: begin.range,
             optimizer: begin.optimizer,
             optimizer_step: begin.optimizer_step,

@@ -9,6 +9,7 @@ fn shard(len: usize) -> Shard {
     let begin = Begin {
         shard: 1,
         alone: false,
+        exact: false,
         range: 16..16 + len,
         variables: vec![],
         optimizer: optimizer.into(),

@@ -190,6 +190,10 @@ fn the_bits_are_the_same_for_any_number_of_workers_and_shards_and_without_ps() {
         Optimizer::rmsprop(0.01).into(),
         Optimizer::adadelta(1.0).into(),
         Optimizer::ftrl(0.1).into(),
+        // These need sums over all shards.
+        sgd(0.1).with_clip_norm(1.0),
+        Optimizer::lamb(0.02).into(),
+        Optimizer::lamb(0.02).with_clip_norm(0.5),
     ];
     for optimizer in rules {
         let problem = Regression::new(60, 1);
