@@ -89,6 +89,7 @@ impl Job {
             epochs: 1,
             partition_rows: vec![Some(rows)],
             shuffle: None,
+            micro_batches: None,
             input_fingerprint: "f".into(),
             committed: CommittedRows::default(),
             rows_before: 0,

@@ -9,7 +9,7 @@ mod scan;
 
 pub use batch::Batch;
 pub use data_feed::DataFeed;
-pub(crate) use data_feed::Hooks;
+pub(crate) use data_feed::{Begun, Hooks};
 pub(crate) use prefetch::{Leases, Order, prefetch};
 pub(crate) use queue::Queue;
 pub(crate) use scan::{Scan, direct_source, feed_source};

@@ -101,6 +101,13 @@ pub(super) enum CheckpointCommand {
         /// Only this step [default: all].
         step: Option<u64>,
     },
+    /// Checksums of what a checkpoint holds: equal for equal bits, however many files it is in.
+    Hash {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Its step [default: the newest].
+        step: Option<u64>,
+    },
     /// Delete one checkpoint.
     Delete {
         /// Model directory, any object-store URL.

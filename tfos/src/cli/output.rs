@@ -119,6 +119,7 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
                 "already_done": train.already_done,
                 "inference_rows": ended.and_then(|e| e.report.inference_rows),
                 "checkpoint": checkpoint.as_ref().map(|c| &c.0),
+                "parameters_crc32c": ended.and_then(|e| e.digest).map(|d| d.parameters_crc32c),
                 "model_dir": ended.filter(|e| e.kept).map(|e| &e.model_dir),
                 "first_step_secs": train.first_step_seconds,
                 "wall_secs": wall,
@@ -141,6 +142,9 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
     }
     for (metric, value) in &metrics {
         println!("{metric}: {value:.4}");
+    }
+    if let Some(digest) = ended.digest {
+        println!("parameters: crc32c {:08x}", digest.parameters_crc32c);
     }
     if let Some((path, step)) = &checkpoint {
         println!("checkpoint: {}/{path} (step {step})", ended.model_dir.trim_end_matches('/'));

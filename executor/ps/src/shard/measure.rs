@@ -63,10 +63,10 @@ impl Shard {
                 let mut sums = Vec::with_capacity(2 * self.variables.len());
                 for variable in &self.variables {
                     let mut norms = [ExactSum::new(), ExactSum::new()];
-                    for block in blocks(variable.clone()) {
+                    for block in self.slots.blocks(variable.clone(), BLOCK) {
                         let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
-                        let slots: Vec<&[f32]> = self.slots.iter().map(|slot| &slot[block.clone()]).collect();
-                        update.add_norms(&mut norms, scale, &self.current.params[block], grad, &slots)?;
+                        let slots = &self.slots.views(block.clone())[..self.slots.count()];
+                        update.add_norms(&mut norms, scale, &self.current.params[block], grad, slots)?;
                     }
                     sums.extend(norms);
                 }
