@@ -104,6 +104,12 @@ impl DataFeed {
                 try_this: "leave drop_last out in inference".into(),
             });
         }
+        if self.drop_last && self.queue.is_in_order() {
+            return Err(Error::Usage {
+                what: "drop_last leaves rows out, and --deterministic makes a part of an update of each row".into(),
+                try_this: "leave one of them out".into(),
+            });
+        }
         self.settle()?;
         let begin = Instant::now();
         if self.queue.is_in_order() {

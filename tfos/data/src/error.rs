@@ -118,6 +118,12 @@ pub enum Error {
          --deterministic write its result into files first, and train on those"
     )]
     Unordered { operator: String },
+    /// A query that calls a function which gives other values each time.
+    #[error(
+        "the query computes `{expression}`, which is something else each time; with --deterministic write its result into \
+         files first, and train on those"
+    )]
+    Volatile { expression: String },
     /// The plan cannot travel or has no such partition.
     #[error("plan: {reason}")]
     Plan { reason: String },
@@ -212,6 +218,7 @@ impl Error {
             | Self::Damaged { .. }
             | Self::Exchange { .. }
             | Self::Unordered { .. }
+            | Self::Volatile { .. }
             | Self::Plan { .. }
             | Self::Unsupported { .. }
             | Self::Arrow(_)

@@ -5,6 +5,7 @@
 //! * PLN-3: a decoded plan has the partitions of the encoded one, file for file.
 
 mod blame;
+mod order;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
@@ -15,14 +16,13 @@ use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{GetExt, Result as DfResult, internal_err};
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
-use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, displayable};
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::SessionContext;
 use datafusion_proto::bytes::{
     physical_plan_from_bytes_with_extension_codec, physical_plan_to_bytes_with_extension_codec,
 };
@@ -35,6 +35,7 @@ use datafusion_proto::protobuf::FileScanExecConf;
 use prost::Message;
 use url::Url;
 
+pub use self::order::{in_one_order, merges_partitions, whole_files};
 use crate::error::{Error, Result};
 use crate::session::BATCH_ROWS;
 use crate::store;
@@ -52,9 +53,6 @@ const STREAMING: [&str; 9] = [
     "EmptyExec",
     "PlaceholderRowExec",
 ];
-
-/// Operators that take rows from whichever of their partitions has some first.
-const MERGING: [&str; 4] = ["CoalescePartitionsExec", "RepartitionExec", "SortPreservingMergeExec", "InterleaveExec"];
 
 /// What travels: DataFusion's bytes, and what they leave out.
 #[derive(Clone, PartialEq, Message)]
@@ -166,47 +164,6 @@ pub fn partition_rows(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Option
     match (plan.name(), children.as_slice()) {
         ("ProjectionExec" | "CoalesceBatchesExec" | "CooperativeExec", [child]) => partition_rows(child, partition),
         _ => None,
-    }
-}
-
-/// Names of the files of which a partition has all rows, in their order; `None` where it has other rows.
-pub fn whole_files(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Option<Vec<String>> {
-    let files = file_scan(plan)?.file_groups.get(partition)?;
-    let name = |file: &PartitionedFile| match file.range {
-        None => file.object_meta.location.filename().map(str::to_owned),
-        Some(_) => None,
-    };
-    files.iter().map(name).collect()
-}
-
-/// The first operator that may give its rows in another order when the plan is run again: one that merges partitions.
-pub fn merges_partitions(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<String>> {
-    let mut found = None;
-    plan.apply(|node| {
-        let merges = MERGING.contains(&node.name()) && node.children().iter().any(|child| partitions(child) > 1);
-        found = found.take().or_else(|| merges.then(|| node.name().to_owned()));
-        Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    })?;
-    Ok(found)
-}
-
-/// The physical plan of a query that gives the same rows in the same order each time: files are not divided, so that
-/// their rows can be counted, and a plan with an exchange runs in one partition. An error if it merges several even so.
-pub async fn in_one_order(query: DataFrame) -> Result<Arc<dyn ExecutionPlan>> {
-    let (state, logical) = query.into_parts();
-    let with = |change: fn(SessionConfig) -> SessionConfig| {
-        SessionStateBuilder::new_from_existing(state.clone()).with_config(change(state.config().clone())).build()
-    };
-    let plan = with(|config| config.with_repartition_file_scans(false)).create_physical_plan(&logical).await?;
-    match validate_no_exchange(&plan) {
-        Err(Error::Exchange { .. }) => {}
-        other => return other.map(|()| plan),
-    }
-    let one = |config: SessionConfig| config.with_repartition_file_scans(false).with_target_partitions(1);
-    let plan = with(one).create_physical_plan(&logical).await?;
-    match merges_partitions(&plan)? {
-        Some(operator) => Err(Error::Unordered { operator }),
-        None => Ok(plan),
     }
 }
 
