@@ -47,6 +47,18 @@ pub enum Error {
         /// Rows of the batch.
         rows: usize,
     },
+    /// A partition ended before the rows that the plan had counted.
+    #[error(
+        "partition {partition} has {rows} rows where its files' statistics promised {promised};          --deterministic cuts steps by them, so write the files again"
+    )]
+    Shorter {
+        /// The partition.
+        partition: u32,
+        /// Rows that it has.
+        rows: u64,
+        /// Rows that it has at least, as the plan says.
+        promised: u64,
+    },
     /// The loss is no number any more.
     #[error("the loss is {loss} at global step {step}; lower the learning rate or look for bad rows: {rows}")]
     Diverged {
@@ -126,6 +138,7 @@ impl Error {
             Self::Panicked(_) => Cause::Panic { message: chain.join(": ") },
             Self::Usage { .. }
             | Self::ResultCount { .. }
+            | Self::Shorter { .. }
             | Self::Mismatch { .. }
             | Self::Weights { .. }
             | Self::Gpu(_) => Cause::Error { chain, user: true },

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tfos_core::cluster::{ClusterSpec, NodeId, Role};
 use tfos_core::failure::Cause;
+use tfos_core::ids::GlobalStep;
 use tfos_core::ports::PortRange;
 use tfos_core::proto::{
     ClusterFormed, Heartbeat, NodeFailed, NodeFinished, NodeReady, PROTOCOL_VERSION, Register, StartPhase, from_driver,
     from_executor::Message,
 };
-use tfos_core::rows::RowRange;
+use tfos_core::rows::{MicroBatch, RowRange};
 use tfos_data::SessionContext;
 use tfos_ps::ServerOptions;
 use tokio::sync::mpsc::unbounded_channel;
@@ -171,7 +172,13 @@ impl Executor {
             Order_::Rows(rows) if rows.phase == self.phase => {
                 if let (Some(node), Some(r)) = (&self.node, rows.range) {
                     let (epoch, partition, start, end) = (r.epoch, r.partition, r.start, r.end);
-                    node.order(Order::Rows(RowRange { epoch, partition, start, end }));
+                    let place = |m: tfos_core::proto::MicroBatch| MicroBatch {
+                        step: GlobalStep(m.step),
+                        index: m.index,
+                        of: m.of,
+                    };
+                    let range = RowRange { epoch, partition, start, end };
+                    node.order(Order::Rows(range, rows.micro_batch.map(place)));
                 }
             }
             Order_::NoRowsNow(order) if order.phase == self.phase => {

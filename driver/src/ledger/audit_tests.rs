@@ -33,6 +33,7 @@ fn committed() -> CommittedRows {
         complete_epochs: 1,
         partition_rows: vec![Some(100), Some(50)],
         partial: [(1, [(1, seen)].into())].into(),
+        cut: None,
     }
 }
 

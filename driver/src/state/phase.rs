@@ -71,6 +71,10 @@ impl Phase {
     pub(super) fn new(now: Instant, id: u32, spec: PhaseSpec, options: &Options) -> Self {
         let shape = options.shape;
         let table = LeaseTable::new(spec.epochs, spec.partition_rows.clone(), &spec.committed, spec.shuffle);
+        let table = match spec.micro_batches {
+            Some(n) => table.in_steps_of(n, spec.committed.cut.map(|cut| cut.rows), spec.restored_step),
+            None => table,
+        };
         let nodes = shape.nodes();
         let with = |wanted: &dyn Fn(Role) -> bool| -> Vec<ExecutorId> {
             let of = |(i, n): (usize, &tfos_core::cluster::NodeId)| wanted(n.role).then_some(ExecutorId(i as u32));
@@ -176,7 +180,7 @@ impl Phase {
             out.extend(self.to_trainer(trainer, Order::EndOfFeed(proto::EndOfFeed { phase: self.id })));
             return Ok(());
         }
-        if !self.grant(trainer, want, out) {
+        if !self.grant(trainer, want, out)? {
             self.waiting.insert(trainer, want);
             out.extend(self.to_trainer(trainer, Order::NoRowsNow(proto::NoRowsNow { phase: self.id })));
         }
@@ -184,33 +188,37 @@ impl Phase {
     }
 
     /// True when the trainer got rows or the end.
-    fn grant(&mut self, trainer: u32, want: u64, out: &mut Vec<Action>) -> bool {
-        match self.table.grant(trainer, want, self.trainers.len() as u32) {
-            Grant::Rows(r) => {
-                let range = proto::Range { epoch: r.epoch, partition: r.partition, start: r.start, end: r.end };
-                let rows = proto::Rows { phase: self.id, range: Some(range) };
-                out.extend(self.to_trainer(trainer, Order::Rows(rows)));
-                true
-            }
-            Grant::Wait => false,
+    fn grant(&mut self, trainer: u32, want: u64, out: &mut Vec<Action>) -> Result<bool, Cause> {
+        let (range, micro_batch) = match self.table.grant(trainer, want, self.trainers.len() as u32) {
+            Grant::Rows(range) => (range, None),
+            Grant::MicroBatch(range, place) => (range, Some(place)),
+            Grant::Wait => return Ok(false),
             Grant::End => {
                 self.end_feed(PhaseEnd::Complete, out);
-                true
+                return Ok(true);
             }
-        }
+            Grant::Misfit(misfit) => return Err(Cause::Error { chain: vec![misfit.to_string()], user: true }),
+        };
+        let RowRange { epoch, partition, start, end } = range;
+        let micro_batch = micro_batch.map(|m| proto::MicroBatch { step: m.step.0, index: m.index, of: m.of });
+        let range = Some(proto::Range { epoch, partition, start, end });
+        let rows = proto::Rows { phase: self.id, range, micro_batch };
+        out.extend(self.to_trainer(trainer, Order::Rows(rows)));
+        Ok(true)
     }
 
     /// Rows may have returned, or the last one may be committed: ask again for those who wait.
-    fn serve_waiting(&mut self, out: &mut Vec<Action>) {
+    fn serve_waiting(&mut self, out: &mut Vec<Action>) -> Result<(), Cause> {
         if self.end.is_some() {
-            return;
+            return Ok(());
         }
         self.end_if_complete(out);
         for (trainer, want) in std::mem::take(&mut self.waiting) {
-            if self.end.is_none() && !self.grant(trainer, want, out) {
+            if self.end.is_none() && !self.grant(trainer, want, out)? {
                 self.waiting.insert(trainer, want);
             }
         }
+        Ok(())
     }
 
     fn end_if_complete(&mut self, out: &mut Vec<Action>) {
@@ -243,8 +251,7 @@ impl Phase {
 
     pub(super) fn partition_end(&mut self, partition: u32, rows: u64, out: &mut Vec<Action>) -> Result<(), Cause> {
         self.table.partition_end(partition, rows);
-        self.serve_waiting(out);
-        Ok(())
+        self.serve_waiting(out)
     }
 
     pub(super) fn commits(
@@ -273,8 +280,7 @@ impl Phase {
                 self.commits.push(CommitRecord { global_step, worker, loss, ranges, at: now });
             }
         }
-        self.serve_waiting(out);
-        Ok(())
+        self.serve_waiting(out)
     }
 
     pub(super) fn returned(
@@ -290,8 +296,7 @@ impl Phase {
         for range in ranges {
             self.table.give_back(worker, range).map_err(|e| internal(e.to_string()))?;
         }
-        self.serve_waiting(out);
-        Ok(())
+        self.serve_waiting(out)
     }
 
     pub(super) fn node_finished(&mut self, executor: ExecutorId, out: &mut Vec<Action>) -> Result<(), Cause> {
@@ -304,7 +309,7 @@ impl Phase {
             if self.returned.len() == self.trainers.len() && self.end.is_none() {
                 self.end = Some(PhaseEnd::Returned);
             }
-            self.serve_waiting(out);
+            self.serve_waiting(out)?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 
 use tfos_core::checkpoint::Column;
 use tfos_core::ids::GlobalStep;
@@ -43,6 +44,8 @@ pub struct PhaseSpec {
     pub partition_rows: Vec<Option<u64>>,
     /// In which order its rows come.
     pub shuffle: Option<Shuffle>,
+    /// Deterministic training: micro-batches of a step.
+    pub micro_batches: Option<NonZeroU32>,
     /// Identity of the fed input.
     pub input_fingerprint: String,
     /// Its columns, where known.

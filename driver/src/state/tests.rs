@@ -89,6 +89,7 @@ impl Job {
             epochs: 1,
             partition_rows: vec![Some(rows)],
             shuffle: None,
+            micro_batches: None,
             input_fingerprint: "f".into(),
             columns: vec![],
             committed: CommittedRows::default(),

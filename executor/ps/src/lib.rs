@@ -18,6 +18,7 @@ compile_error!("tfos-ps sends f32 as they lie in memory, which is the wire forma
 mod cast;
 mod client;
 mod decision;
+mod deterministic;
 mod error;
 mod flat;
 mod layout;
@@ -33,13 +34,14 @@ mod snapshot;
 pub mod transport;
 pub mod wire;
 
-pub use client::{Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status};
+pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status};
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
+pub use deterministic::DeterministicTrainer;
 pub use error::{Error, Refusal, Violation};
 pub use layout::{Fingerprint, Layout, Variable, shard_range};
 pub use loader::{Load, Loader, Loading};
 pub use local::LocalTrainer;
 pub use optimizer::{Decay, Optimizer, Schedule, Scheduled, Update, Warmup};
-pub use sequencer::{Action, Event, Mode, Notice, PushMeta, Sequencer};
+pub use sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};
 pub use server::{PsServer, ServerEvent, ServerOptions};
 pub use snapshot::{FullState, Snapshot};

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast;
 use crate::error::{Error, Refusal, Violation};
+use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
@@ -85,9 +86,14 @@ pub enum Kind {
     Nearest,
     /// Chief to ps, after Init: every ps has its part, so it may be used.
     Begin,
+    /// Deterministic training: a gradient, answered by Ok as soon as it is here. To ps:0 its place comes before the leases.
+    Push,
+    /// Asks for the parameters of global step `step`, from which on they stay until the asker has pushed: answered by
+    /// State, or by Ok if they are not there soon.
+    Await,
 }
 
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 22] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -108,6 +114,8 @@ const KINDS: [Kind; 20] = [
     Kind::Measured,
     Kind::Nearest,
     Kind::Begin,
+    Kind::Push,
+    Kind::Await,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.
@@ -288,6 +296,24 @@ pub fn recv_floats<'a>(
     }
 }
 
+/// Bytes of a [`Place`] before the leases of a Push.
+pub(crate) const PLACE: usize = 8;
+
+pub(crate) fn encode_place(place: Place) -> [u8; PLACE] {
+    (u64::from(place.of) << 32 | u64::from(place.index)).to_le_bytes()
+}
+
+/// The reverse of [`encode_place`], of the first bytes of `meta`.
+pub(crate) fn decode_place(meta: &[u8]) -> Result<Place, Violation> {
+    let bytes: Option<[u8; PLACE]> = meta.first_chunk().copied();
+    let number = bytes.map(u64::from_le_bytes).unwrap_or_default();
+    let place = Place { index: number as u32, of: (number >> 32) as u32 };
+    if place.index < place.of {
+        return Ok(place);
+    }
+    Err(Violation::Malformed { what: "place", detail: format!("{} of {}", place.index, place.of) })
+}
+
 /// Receives and forgets `count` floats, of a frame that is refused.
 pub fn skip_floats(connection: &mut dyn Connection, count: u64) -> Result<(), Error> {
     let mut sink = [0.0; 4096];
@@ -302,15 +328,21 @@ pub fn skip_floats(connection: &mut dyn Connection, count: u64) -> Result<(), Er
 
 /// Checks that an answer is of the kind that is due; a Refused becomes the error that it carries.
 pub fn expect(connection: &mut dyn Connection, kind: Kind, name: &'static str) -> Result<Header, Error> {
+    let header = expect_any(connection)?;
+    if header.kind != kind {
+        let found = format!("{:?}", header.kind);
+        return Err(violated(connection, Violation::UnexpectedKind { expected: name, found }));
+    }
+    Ok(header)
+}
+
+/// The next header, of whatever kind; a Refused becomes the error that it carries.
+pub fn expect_any(connection: &mut dyn Connection) -> Result<Header, Error> {
     let header = recv_header(connection)?;
     if header.kind == Kind::Refused {
         let meta = recv_meta(connection, &header, MAX_META)?;
         let refusal: Refusal = from_json(connection, "refusal", &meta)?;
         return Err(Error::Refused { address: connection.peer().to_owned(), refusal });
-    }
-    if header.kind != kind {
-        let found = format!("{:?}", header.kind);
-        return Err(violated(connection, Violation::UnexpectedKind { expected: name, found }));
     }
     Ok(header)
 }
@@ -366,5 +398,15 @@ mod tests {
         assert_eq!(Header::decode(&bytes), Err(Violation::UnknownKind(200)));
         bytes[0] = 0;
         assert_eq!(Header::decode(&bytes), Err(Violation::Magic));
+    }
+
+    #[test]
+    fn places_survive_the_wire_and_bad_ones_do_not() {
+        let place = Place { index: 6, of: 7 };
+        let mut meta = encode_place(place).to_vec();
+        meta.push(9);
+        assert_eq!(decode_place(&meta), Ok(place));
+        assert!(decode_place(&meta[..PLACE - 1]).is_err());
+        assert!(decode_place(&encode_place(Place { index: 7, of: 7 })).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Rows on their way into a training step, with their addresses.
 
-use tfos_core::rows::RowRange;
+use tfos_core::rows::{MicroBatch, RowRange};
 use tfos_data::arrow::array::RecordBatch;
 
 /// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
@@ -16,6 +16,8 @@ pub(crate) struct Piece {
     pub(crate) epoch: u32,
     pub(crate) partition: u32,
     pub(crate) start: u64,
+    /// Deterministic training: the micro-batch that it belongs to, and the rows of that one.
+    pub(crate) of: Option<(MicroBatch, u64)>,
 }
 
 impl Piece {
@@ -42,18 +44,21 @@ pub struct Batch {
     pieces: Vec<RecordBatch>,
     ranges: Vec<RowRange>,
     epoch: u32,
+    /// Its place in deterministic training.
+    micro_batch: Option<MicroBatch>,
 }
 
 impl Batch {
     pub(crate) fn new(pieces: Vec<Piece>) -> Self {
-        let epoch = pieces.first().map_or(0, |p| p.epoch);
+        let first = pieces.first();
+        let (epoch, micro_batch) = (first.map_or(0, |p| p.epoch), first.and_then(|p| p.of).map(|of| of.0));
         let ranges = pieces.iter().map(Piece::range).collect();
-        Self { pieces: pieces.into_iter().map(|p| p.rows).collect(), ranges, epoch }
+        Self { pieces: pieces.into_iter().map(|p| p.rows).collect(), ranges, epoch, micro_batch }
     }
 
     /// A batch of rows that nobody leased, for tests and for scoring by hand.
     pub fn from_record_batch(rows: RecordBatch) -> Self {
-        Self { pieces: vec![rows], ranges: vec![], epoch: 0 }
+        Self { pieces: vec![rows], ranges: vec![], epoch: 0, micro_batch: None }
     }
 
     /// Number of rows.
@@ -64,6 +69,11 @@ impl Batch {
     /// Pass over the data that the rows belong to, from 0. A batch never spans two.
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// Which part of which step it is, in deterministic training.
+    pub fn micro_batch(&self) -> Option<MicroBatch> {
+        self.micro_batch
     }
 
     /// Addresses of the rows, in their order.
@@ -81,6 +91,8 @@ impl Batch {
     /// [`column`](crate::torch::tensor::column) for shapes and dtypes.
     #[cfg(feature = "torch")]
     pub fn tensor(&self, column: &str) -> Result<crate::torch::Tensor, crate::Error> {
-        Ok(crate::torch::tensor::column(&self.pieces, column)?)
+        let tensor = crate::torch::tensor::column(&self.pieces, column)?;
+        // Sums over misaligned memory may be grouped in another way.
+        if self.micro_batch.is_some() { crate::torch::deterministic::aligned(tensor) } else { Ok(tensor) }
     }
 }

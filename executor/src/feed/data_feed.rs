@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tfos_core::proto::{Commit, Commits, Terminate, from_executor::Message};
-use tfos_core::rows::{RowRange, encode_ranges};
+use tfos_core::rows::{MicroBatch, RowRange, encode_ranges};
 
 use super::batch::Batch;
-use super::queue::{Pop, Queue};
+use super::queue::{Front, Pop, Queue};
 use crate::Error;
 use crate::control::{Counters, Outgoing};
 
@@ -25,6 +25,19 @@ pub(crate) trait Hooks: Send + Sync {
     fn active(&self) -> Result<(), Error>;
     /// The cut of checkpoint `id` is here.
     fn snapshot(&self, id: u64) -> Result<(), Error>;
+    /// Deterministic training: brings the trainer to the beginning of this micro-batch. May return early, for the caller
+    /// to look whether there is an earlier one.
+    fn begin(&self, micro_batch: MicroBatch) -> Result<Begun, Error>;
+}
+
+/// Whether a micro-batch can be computed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    Yes,
+    /// The step before it is not complete.
+    NotYet,
+    /// No step will be made any more.
+    Over,
 }
 
 /// Rows that were handed out and neither applied nor passed over yet.
@@ -32,6 +45,9 @@ pub(crate) trait Hooks: Send + Sync {
 pub(crate) struct Outstanding {
     pub(crate) ranges: Vec<RowRange>,
     pub(crate) rows: u64,
+    /// Deterministic training: their place.
+    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model takes steps"))]
+    pub(crate) micro_batch: Option<MicroBatch>,
     /// Inference: results for them are in.
     pub(crate) answered: bool,
     /// Schema of the input, for messages and results.
@@ -72,6 +88,9 @@ impl DataFeed {
     ///
     /// The rows of the batch count as seen when [`step`](crate::NodeContext::step) applies the gradient that
     /// was computed from them, or, if that never happens, when the next batch is asked for.
+    ///
+    /// In deterministic training `n` is the same each time, and each batch takes a step: the batches are then the same
+    /// whoever asks. A batch is short at the end of each partition.
     pub fn next_batch(&mut self, n: usize) -> Result<Option<Batch>, Error> {
         if n == 0 {
             return Err(Error::Usage {
@@ -85,8 +104,19 @@ impl DataFeed {
                 try_this: "leave drop_last out in inference".into(),
             });
         }
+        if self.drop_last && self.queue.is_in_order() {
+            return Err(Error::Usage {
+                what: "drop_last leaves rows out, and --deterministic makes a part of an update of each row".into(),
+                try_this: "leave one of them out".into(),
+            });
+        }
         self.settle()?;
         let begin = Instant::now();
+        if self.queue.is_in_order() {
+            let batch = self.next_micro_batch(n)?;
+            self.counters.wait_data(begin.elapsed());
+            return Ok(batch.inspect(|batch| self.hand_out(batch)));
+        }
         let mut idle = false;
         let batch = loop {
             match self.queue.pop(n, PATIENCE)? {
@@ -108,14 +138,35 @@ impl DataFeed {
             self.hooks.active()?;
         }
         self.counters.wait_data(begin.elapsed());
-        if let Some(batch) = &batch {
-            let mut out = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
-            out.ranges.extend_from_slice(batch.ranges());
-            out.rows += batch.rows() as u64;
-            out.answered = false;
-            out.batch = self.inference.then(|| batch.clone());
+        Ok(batch.inspect(|batch| self.hand_out(batch)))
+    }
+
+    /// What ends the wait: a micro-batch is here and so are the parameters for it, or the feed ends.
+    fn next_micro_batch(&self, n: usize) -> Result<Option<Batch>, Error> {
+        loop {
+            match self.queue.front(n, PATIENCE)? {
+                Front::MicroBatch(first) => match self.hooks.begin(first)? {
+                    Begun::Yes => {
+                        if let Some(batch) = self.queue.take_front(first) {
+                            return Ok(Some(batch));
+                        }
+                    }
+                    Begun::NotYet => {}
+                    Begun::Over => self.queue.close(),
+                },
+                Front::Pending => self.hooks.waiting()?,
+                Front::End => return Ok(None),
+            }
         }
-        Ok(batch)
+    }
+
+    fn hand_out(&self, batch: &Batch) {
+        let mut out = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        out.ranges.extend_from_slice(batch.ranges());
+        out.rows += batch.rows() as u64;
+        out.micro_batch = batch.micro_batch();
+        out.answered = false;
+        out.batch = self.inference.then(|| batch.clone());
     }
 
     /// True when [`Self::next_batch`] would give nothing any more.
@@ -137,6 +188,12 @@ impl DataFeed {
         }
         if self.inference && !out.answered {
             return Err(Error::ResultCount { column: "every column".into(), results: 0, rows: out.rows as usize });
+        }
+        if let Some(MicroBatch { step, .. }) = out.micro_batch {
+            return Err(Error::Usage {
+                what: format!("a batch of step {step} was passed over"),
+                try_this: "with --deterministic take a step for each batch: its gradient is part of the update".into(),
+            });
         }
         let taken = std::mem::take(&mut *out);
         drop(out);

@@ -12,7 +12,7 @@ mod usage;
 pub use again::rows_at;
 pub use batch::Batch;
 pub use data_feed::DataFeed;
-pub(crate) use data_feed::Hooks;
+pub(crate) use data_feed::{Begun, Hooks};
 pub(crate) use prefetch::{Leases, Order, prefetch};
 pub(crate) use queue::{Queue, batch_bytes};
 pub(crate) use scan::{Scan, direct_source, feed_source};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tfos_core::proto::{LeaseRequest, PartitionEnd, Returned, from_executor::Message};
-use tfos_core::rows::{RowRange, encode_ranges};
+use tfos_core::rows::{MicroBatch, RowRange, encode_ranges};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::batch::Piece;
@@ -16,7 +16,7 @@ use crate::control::Outgoing;
 /// What the driver says to a feed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Order {
-    Rows(RowRange),
+    Rows(RowRange, Option<MicroBatch>),
     NoRowsNow,
 }
 
@@ -38,22 +38,22 @@ pub(crate) async fn prefetch(leases: Leases, queue: Arc<Queue>, mut scan: Scan) 
             continue;
         };
         outgoing.send(Message::LeaseRequest(LeaseRequest { phase, want_rows }));
-        let range = loop {
+        let (range, micro_batch) = loop {
             match orders.recv().await {
                 // The next order comes by itself, when rows return or the feed ends.
                 Some(Order::NoRowsNow) => queue.set_starved(),
-                Some(Order::Rows(range)) => break range,
+                Some(Order::Rows(range, micro_batch)) => break (range, micro_batch),
                 None => return,
             }
         };
-        if !queue.set_scanning(Some(range)) {
+        if !queue.set_scanning(Some((range, micro_batch))) {
             // Asked for before the node's function returned: somebody else is to have them.
             let mut ranges = vec![];
             encode_ranges(&[range], &mut ranges);
             outgoing.send(Message::Returned(Returned { phase, worker, ranges: ranges.into() }));
             return;
         }
-        if let Err(error) = fill(phase, &queue, &mut scan, range, &outgoing, &mut tight).await {
+        if let Err(error) = fill(phase, &queue, &mut scan, range, micro_batch, &outgoing, &mut tight).await {
             queue.fail(error);
             return;
         }
@@ -66,9 +66,11 @@ async fn fill(
     queue: &Queue,
     scan: &mut Scan,
     mut range: RowRange,
+    micro_batch: Option<MicroBatch>,
     outgoing: &Outgoing,
     tight: &mut bool,
 ) -> Result<(), Error> {
+    let of = micro_batch.map(|micro_batch| (micro_batch, range.rows()));
     while range.start < range.end && !queue.is_closed() {
         if !queue.has_room() {
             queue.wanted.notified().await;
@@ -82,7 +84,11 @@ async fn fill(
         match step {
             Step::Rows { start, rows } => {
                 range.start = start + rows.num_rows() as u64;
-                queue.push(Piece { rows, epoch: range.epoch, partition: range.partition, start });
+                queue.push(Piece { rows, epoch: range.epoch, partition: range.partition, start, of });
+            }
+            // Where steps end was decided by the rows that the plan had promised.
+            Step::End { rows } if micro_batch.is_some() => {
+                return Err(Error::Shorter { partition: range.partition, rows, promised: range.end });
             }
             Step::End { rows } => {
                 let partition = range.partition;

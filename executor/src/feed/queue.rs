@@ -5,11 +5,14 @@
 //! - `FED-6` a batch never mixes epochs, and is short only at the end of an epoch or when no more rows are
 //!   to be had now.
 
+mod in_order;
+
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tfos_core::rows::RowRange;
+pub(crate) use self::in_order::Front;
+use tfos_core::rows::{MicroBatch, RowRange};
 use tokio::sync::Notify;
 
 use super::batch::{Batch, Piece};
@@ -46,8 +49,10 @@ struct State {
     starved: bool,
     closed: bool,
     error: Option<Error>,
+    /// Deterministic training: whole micro-batches, in their order.
+    in_order: bool,
     /// Leased and not scanned yet.
-    scanning: Option<RowRange>,
+    scanning: Option<(RowRange, Option<MicroBatch>)>,
 }
 
 /// See the module's text.
@@ -109,6 +114,9 @@ impl Queue {
     /// Rows to lease next, or `None` while enough are queued.
     pub(crate) fn appetite(&self) -> Option<u64> {
         let state = self.lock();
+        if state.in_order {
+            return state.micro_batch_wanted();
+        }
         if state.closed
             || state.batch == 0
             || (state.usage.together() + state.largest > self.usable() && state.rows >= state.batch)
@@ -123,7 +131,7 @@ impl Queue {
     pub(crate) fn has_room(&self) -> bool {
         let state = self.lock();
         // A batch has to fit, however small the bound is.
-        state.usage.together() + state.largest <= self.usable() || state.rows < state.batch
+        state.usage.together() + state.largest <= self.usable() || state.rows < state.batch || state.is_scanning_first()
     }
 
     /// The rest is for what a reader needs for a moment: a page before and after its decompression, a column.
@@ -153,7 +161,7 @@ impl Queue {
         if state.closed {
             return;
         }
-        if let Some(scanning) = &mut state.scanning {
+        if let Some((scanning, _)) = &mut state.scanning {
             scanning.start = piece.range().end;
         }
         let bytes = piece.bytes();
@@ -162,12 +170,12 @@ impl Queue {
         state.note();
         state.rows += piece.rows.num_rows() as u64;
         state.starved = false;
-        state.pieces.push_back(piece);
+        state.insert(piece);
         self.readable.notify_all();
     }
 
     /// Rows that are leased and about to be scanned; false when nobody wants them any more.
-    pub(crate) fn set_scanning(&self, range: Option<RowRange>) -> bool {
+    pub(crate) fn set_scanning(&self, range: Option<(RowRange, Option<MicroBatch>)>) -> bool {
         let mut state = self.lock();
         if state.closed {
             // What was being scanned stays, for `abandon`.
@@ -212,7 +220,7 @@ impl Queue {
         state.usage = Usage::default();
         state.rows = 0;
         let mut ranges: Vec<RowRange> = state.pieces.drain(..).map(|p| p.range()).collect();
-        ranges.extend(state.scanning.take().filter(|r| r.start < r.end));
+        ranges.extend(state.scanning.take().map(|(range, _)| range).filter(|r| r.start < r.end));
         ranges
     }
 }

@@ -12,7 +12,7 @@ const NOW: Duration = Duration::ZERO;
 fn piece(epoch: u32, start: u64, rows: u64) -> Piece {
     let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, false)]));
     let column = Int64Array::from_iter_values(start as i64..(start + rows) as i64);
-    Piece { rows: RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap(), epoch, partition: 0, start }
+    Piece { rows: RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap(), epoch, partition: 0, start, of: None }
 }
 
 fn batch(queue: &Queue, n: usize) -> Batch {
@@ -76,7 +76,7 @@ fn the_queue_is_bounded_by_bytes_and_slices_count_their_own_part() {
 #[test]
 fn what_was_leased_and_not_handed_out_can_be_returned() {
     let queue = Queue::new(1 << 20);
-    assert!(queue.set_scanning(Some(RowRange { epoch: 0, partition: 0, start: 0, end: 100 })));
+    assert!(queue.set_scanning(Some((RowRange { epoch: 0, partition: 0, start: 0, end: 100 }, None))));
     queue.push(piece(0, 0, 10));
     assert_eq!(batch(&queue, 4).rows(), 4);
     let ranges = queue.abandon();

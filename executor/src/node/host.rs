@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use tfos_core::cluster::{ClusterSpec, NodeId};
+use tfos_core::config::Consistency;
 use tfos_core::failure::Cause;
 use tfos_core::proto::{self, NodeFailed, NodeFinished, NodeReady, Returned, from_executor::Message};
 use tfos_core::rows::encode_ranges;
@@ -69,6 +70,11 @@ pub(crate) struct Requests {
     pub(crate) receiver: Mutex<Receiver<Request>>,
 }
 
+/// Whether the job promises equal bits.
+pub(crate) fn is_deterministic(start: &proto::StartPhase) -> bool {
+    matches!(serde_json::from_str(&start.consistency), Ok(Consistency::Deterministic { .. }))
+}
+
 fn kind_of(start: &proto::StartPhase) -> PhaseKind {
     match start.kind.as_str() {
         "inference" => PhaseKind::Inference,
@@ -118,7 +124,9 @@ impl NodeHost {
                 false => feed_source(input, session.clone(), batch_bytes)?,
             };
             let source = Scan::new(source, input.row_shuffle());
-            let shared = Arc::new(Queue::new(options.feed_memory as usize));
+            let (bound, in_order) = (options.feed_memory as usize, is_deterministic(start));
+            let shared =
+                Arc::new(if in_order && kind == PhaseKind::Train { Queue::in_order(bound) } else { Queue::new(bound) });
             let leases = Leases { phase, worker: options.trainer, outgoing: outgoing.clone(), orders: orders_rx };
             let (filling, failing) = (Arc::clone(&shared), Arc::clone(&shared));
             scan = Some(tokio::spawn(async move {
@@ -227,6 +235,8 @@ fn run(
     let phase = context.phase;
     outgoing.send(Message::NodeReady(NodeReady { phase, ..Default::default() }));
     let trains = context.node.role.trains();
+    #[cfg(feature = "torch")]
+    context.torch.begin_thread().map_err(|e| e.cause())?;
     remember_panics();
     let result = catch_unwind(AssertUnwindSafe(|| {
         function.run(&mut context)?;
@@ -371,5 +381,9 @@ impl Hooks for NoTrainer {
         self.outgoing.send(Message::SnapshotAt(proto::SnapshotAt { phase, id, global_step: 0 }));
         self.outgoing.send(Message::PartWritten(proto::PartWritten { phase, id, ..Default::default() }));
         Ok(())
+    }
+
+    fn begin(&self, _micro_batch: tfos_core::rows::MicroBatch) -> Result<crate::feed::Begun, Error> {
+        Ok(crate::feed::Begun::Yes)
     }
 }

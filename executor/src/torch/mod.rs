@@ -1,5 +1,6 @@
 //! The only place of tch: tensors from Arrow, the model's variables, and what a step does with them.
 
+pub(crate) mod deterministic;
 mod device;
 pub mod module;
 pub mod shim;

@@ -1,5 +1,6 @@
 // What tch cannot do: a tensor over memory that somebody else owns, kept alive for exactly as long as the tensor is.
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
 #include <dlfcn.h>
@@ -57,6 +58,19 @@ int tfos_load_cuda(char* text, size_t capacity) noexcept {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return 0;
   const char* what = dlerror();
   report(text, capacity, what != nullptr ? what : "unknown");
+  return 1;
+}
+
+// Operations that have no order of their own become errors. 0 if it is done; otherwise a text says why not.
+int tfos_set_deterministic(char* text, size_t capacity) noexcept {
+  try {
+    at::globalContext().setDeterministicAlgorithms(true, false);
+    return 0;
+  } catch (const std::exception& error) {
+    report(text, capacity, error.what());
+  } catch (...) {
+    report(text, capacity, "an exception of an unknown type");
+  }
   return 1;
 }
 

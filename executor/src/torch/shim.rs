@@ -57,6 +57,7 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn tfos_data(tensor: *const C_tensor) -> *const c_void;
     fn tfos_load_cuda(text: *mut c_char, capacity: usize) -> c_int;
+    fn tfos_set_deterministic(text: *mut c_char, capacity: usize) -> c_int;
 }
 
 /// The bytes of `buffer` from `offset` (in bytes) on as a contiguous CPU tensor of `shape` and `kind`.
@@ -108,6 +109,16 @@ pub fn load_cuda() -> Result<(), Error> {
     let mut text = Text::new();
     // SAFETY: the text buffer outlives the call.
     match unsafe { tfos_load_cuda(text.0.as_mut_ptr(), text.0.len()) } {
+        0 => Ok(()),
+        _ => Err(Error::Torch { text: text.read() }),
+    }
+}
+
+/// From now on, in this process, operations give the same result each time, or an error if they cannot.
+pub fn set_deterministic() -> Result<(), Error> {
+    let mut text = Text::new();
+    // SAFETY: the text buffer outlives the call.
+    match unsafe { tfos_set_deterministic(text.0.as_mut_ptr(), text.0.len()) } {
         0 => Ok(()),
         _ => Err(Error::Torch { text: text.read() }),
     }

@@ -8,14 +8,14 @@ use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
 use tfos_core::config::Consistency;
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
-use tfos_core::rows::encode_ranges;
+use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
 
-use super::trainer::{Begin, Loaded, Trainer, Variables};
+use super::trainer::{Begin, Computed, Loaded, Trainer, Variables};
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
-use crate::feed::Hooks;
+use crate::feed::{Begun, Hooks};
 use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests};
 
 /// Commits of a trainer without ps travel together: this many, or as many as come in this time.
@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     writer: PartWriter,
     runtime: tokio::runtime::Handle,
     ended: Mutex<bool>,
+    /// Of the job.
+    seed: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -91,6 +93,7 @@ impl TorchState {
             Consistency::Async => Mode::Async,
             Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
             Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
+            Consistency::Deterministic { .. } => Mode::Deterministic,
         };
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
@@ -124,9 +127,15 @@ impl TorchState {
             },
             runtime,
             ended: Mutex::new(false),
+            seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
         Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, max_steps })
+    }
+
+    /// Called by the thread that computes, before anything else.
+    pub(crate) fn begin_thread(&self) -> Result<(), Error> {
+        if self.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 
     pub(crate) fn hooks(&self) -> Arc<dyn Hooks> {
@@ -197,6 +206,21 @@ impl Hooks for Shared {
             None => self.outgoing.send(Message::PartWritten(PartWritten { phase, id, ..Default::default() })),
         }
         Ok(())
+    }
+
+    fn begin(&self, micro_batch: MicroBatch) -> Result<Begun, Error> {
+        let waiting = Instant::now();
+        // Whoever has no model finds out when it takes a step.
+        let Some((begun, step)) = lock(&self.trainer).as_mut().map(|t| t.begin(micro_batch)).transpose()? else {
+            return Ok(Begun::Yes);
+        };
+        self.counters.wait_ps(waiting.elapsed());
+        self.counters.set_step(step);
+        if begun == Begun::Yes {
+            // What dropout forgets depends on the micro-batch, not on who computes it or what that one did before.
+            tch::manual_seed(micro_batch.seed(self.seed) as i64);
+        }
+        Ok(begun)
     }
 }
 
@@ -294,15 +318,18 @@ impl NodeContext {
     ///
     /// In synchronous training an update that came too late is dropped, never silently: its rows return to the
     /// driver and are trained on again.
+    ///
+    /// In deterministic training this gradient is one of several that make an update: the variables change before the
+    /// first batch of the next step is given out.
     pub fn step(&mut self, loss: &Tensor) -> Result<u64, Error> {
         let shared = Arc::clone(&self.torch.shared);
         let value = loss.f_double_value(&[])?;
-        let (ranges, rows) = match &self.feed {
+        let (ranges, rows, micro_batch) = match &self.feed {
             Some(feed) => {
                 let mut out = lock(&feed.outstanding);
-                (std::mem::take(&mut out.ranges), std::mem::take(&mut out.rows))
+                (std::mem::take(&mut out.ranges), std::mem::take(&mut out.rows), out.micro_batch.take())
             }
-            None => (vec![], 0),
+            None => (vec![], 0, None),
         };
         let mut guard = lock(&shared.trainer);
         let trainer = guard.as_mut().ok_or_else(|| Error::Usage {
@@ -318,7 +345,7 @@ impl NodeContext {
         encode_ranges(&ranges, &mut leases);
         let begin = Instant::now();
         let local = trainer.is_local();
-        let stepped = trainer.step(loss, value, rows, &leases)?;
+        let stepped = trainer.step(loss, Computed { loss: value, rows, leases: &leases, micro_batch })?;
         drop(guard);
         if !local {
             self.counters.wait_ps(begin.elapsed());
@@ -329,15 +356,17 @@ impl NodeContext {
         }
         let mut ended = stepped.stop || *lock(&shared.ended);
         if local {
-            let worker = shared.trainer_number;
-            shared.commit(Commit {
-                global_step: stepped.step,
-                worker,
-                rows,
-                loss: value,
-                ranges: leases.into(),
-                staleness: 0,
-            });
+            let (global_step, worker) = (stepped.step, shared.trainer_number);
+            let commit = |rows: u64, loss: f64, leases: Vec<u8>| {
+                shared.commit(Commit { global_step, worker, rows, loss, ranges: leases.into(), staleness: 0 });
+            };
+            if micro_batch.is_none() {
+                commit(rows, value, leases);
+            } else if !stepped.parts.is_empty() {
+                stepped.parts.into_iter().for_each(|part| commit(part.rows, part.loss, part.leases));
+                // The driver leases the rows of the step after the next when it hears of this one.
+                shared.flush();
+            }
             shared.serve()?;
             ended |= self.torch.max_steps > 0 && stepped.step >= self.torch.max_steps;
         }

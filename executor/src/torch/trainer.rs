@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use tch::{Device, Tensor, no_grad};
 use tfos_core::checkpoint::Loading;
+use tfos_core::rows::MicroBatch;
 use tfos_ps::memory::{Arena, Cut};
-use tfos_ps::{InitState, Layout, Load, LocalTrainer, Mode, PsClient, Push, Scheduled, Snapshot};
+use tfos_ps::{
+    Awaited, Commit, DeterministicTrainer, FullState, InitState, Layout, Load, LocalTrainer, Mode, Place, PsClient,
+    Push, Scheduled, Snapshot,
+};
 
 use super::device::DeviceOptimizer;
 use super::slices::{Frozen, check, floats, floats_mut};
 use crate::Error;
 use crate::checkpoint::{Destination, Plan, Segments};
+use crate::feed::Begun;
 
 /// Where updates are made.
 enum Backend {
     /// One trainer without ps: in place, nothing is sent.
     Local(LocalTrainer),
+    /// The same in deterministic training, with the code of a ps.
+    Steps(Box<DeterministicTrainer>),
     /// The same on a GPU.
     Device(DeviceOptimizer, u64),
     /// On the parameter servers.
@@ -23,13 +30,30 @@ enum Backend {
 }
 
 /// What became of a step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Stepped {
     pub(super) step: u64,
     /// Stale: not applied, the rows go back.
     pub(super) dropped: bool,
     /// No further step will be applied.
     pub(super) stop: bool,
+    /// Deterministic training without ps: the parts of the step that was made.
+    pub(super) parts: Vec<Commit>,
+}
+
+impl Stepped {
+    fn to(step: u64) -> Self {
+        Self { step, dropped: false, stop: false, parts: vec![] }
+    }
+}
+
+/// What a step was computed from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Computed<'a> {
+    pub(super) loss: f64,
+    pub(super) rows: u64,
+    pub(super) leases: &'a [u8],
+    pub(super) micro_batch: Option<MicroBatch>,
 }
 
 pub(super) struct Trainer {
@@ -38,6 +62,8 @@ pub(super) struct Trainer {
     /// In layout order; share their storage with the VarStore.
     variables: Vec<Tensor>,
     buffers: Vec<Tensor>,
+    /// Deterministic training: the buffers as they were when the step began. Each of its parts begins with them.
+    begun: Option<Vec<Tensor>>,
     /// CPU copies of variables, gradients and buffers that live on a GPU, for the ps.
     host: Option<(Vec<Tensor>, Vec<Tensor>)>,
     backend: Backend,
@@ -86,6 +112,16 @@ impl Variables {
     }
 }
 
+/// Copies that share no memory with the tensors.
+fn copies(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    let copy = |t: &Tensor| {
+        let mut copy = t.f_detach()?.f_empty_like()?;
+        copy.f_copy_(t)?;
+        Ok(copy)
+    };
+    no_grad(|| tensors.iter().map(copy).collect())
+}
+
 fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     tensors.iter().map(|t| Ok(t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)).collect()
 }
@@ -123,8 +159,32 @@ impl Trainer {
         }
         let Variables { layout, trained, buffers } = variables;
         let on_cpu = trained.iter().all(|t| t.device() == Device::Cpu);
+        let in_steps = begin.mode == Mode::Deterministic;
+        if in_steps && !on_cpu {
+            return Err(Error::Usage {
+                what: "a variable is not on the CPU".into(),
+                try_this: "--deterministic promises equal bits on CPUs only: create variables on ctx.variables()"
+                    .into(),
+            });
+        }
         let backend = match (client, slots) {
             (Some(client), _) => Backend::Ps(client),
+            (None, slots) if in_steps => {
+                let host = on_host(&buffers)?;
+                let (params, host): (Vec<_>, Vec<_>) =
+                    (trained.iter().map(floats).collect(), host.iter().map(floats).collect());
+                let names = optimizer.slots().iter().map(|name| (*name).to_owned());
+                // Parameters and buffers are in the tensors already.
+                let state = slots.map(|slots| FullState {
+                    step,
+                    optimizer_step,
+                    params: vec![],
+                    slots: names.zip(slots).collect(),
+                    buffers: vec![],
+                });
+                let trainer = DeterministicTrainer::new(&layout, optimizer, &params, &host, state.as_ref())?;
+                Backend::Steps(Box::new(trainer))
+            }
             (None, Some(slots)) if on_cpu => {
                 let layout = layout.clone();
                 Backend::Local(LocalTrainer::with_slots(layout, optimizer, step, optimizer_step, slots)?)
@@ -144,11 +204,13 @@ impl Trainer {
             optimizer,
             variables: trained,
             buffers,
+            begun: None,
             host,
             backend,
             chief: begin.chief,
         };
         let step = trainer.meet(begin, step)?;
+        trainer.begun = in_steps.then(|| copies(&trainer.buffers)).transpose()?;
         Ok((trainer, step))
     }
 
@@ -207,7 +269,7 @@ impl Trainer {
     }
 
     /// Backward pass and update.
-    pub(super) fn step(&mut self, loss: &Tensor, value: f64, rows: u64, leases: &[u8]) -> Result<Stepped, Error> {
+    pub(super) fn step(&mut self, loss: &Tensor, computed: Computed<'_>) -> Result<Stepped, Error> {
         for variable in &self.variables {
             let mut grad = variable.f_grad()?;
             if grad.defined() {
@@ -221,22 +283,28 @@ impl Trainer {
             // A variable that the loss does not depend on has none.
             gradients.push(if grad.defined() { grad.f_contiguous()? } else { variable.f_zeros_like()? });
         }
-        no_grad(|| self.apply(gradients, value, rows, leases))
+        no_grad(|| self.apply(gradients, computed))
     }
 
-    fn apply(&mut self, gradients: Vec<Tensor>, loss: f64, rows: u64, leases: &[u8]) -> Result<Stepped, Error> {
+    fn apply(&mut self, gradients: Vec<Tensor>, computed: Computed<'_>) -> Result<Stepped, Error> {
+        let Computed { loss, rows, leases, .. } = computed;
+        if self.begun.is_some() {
+            return self.push(&gradients, computed);
+        }
         match &mut self.backend {
             Backend::Local(local) => {
                 let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
                 let mut params: Vec<&mut [f32]> = self.variables.iter_mut().map(floats_mut).collect();
                 let step = local.apply(&mut params, &gradients)?;
-                Ok(Stepped { step, dropped: false, stop: false })
+                Ok(Stepped::to(step))
             }
             Backend::Device(optimizer, step) => {
                 optimizer.apply(*step, &mut self.variables, &gradients)?;
                 *step += 1;
-                Ok(Stepped { step: *step, dropped: false, stop: false })
+                Ok(Stepped::to(*step))
             }
+            // Is pushed to.
+            Backend::Steps(steps) => Ok(Stepped::to(steps.step())),
             Backend::Ps(client) => {
                 let buffers = if self.chief && !self.buffers.is_empty() { on_host(&self.buffers)? } else { vec![] };
                 let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
@@ -262,22 +330,89 @@ impl Trainer {
                     client.push_pull(push, &mut params)?
                 };
                 self.upload()?;
-                Ok(Stepped { step: outcome.step, dropped: outcome.dropped, stop: outcome.stop })
+                Ok(Stepped { dropped: outcome.dropped, stop: outcome.stop, ..Stepped::to(outcome.step) })
             }
         }
+    }
+
+    /// Deterministic training: a part of the next step. The last one brings the buffers, whoever computes it.
+    fn push(&mut self, gradients: &[Tensor], computed: Computed<'_>) -> Result<Stepped, Error> {
+        let Computed { loss, rows, leases, micro_batch } = computed;
+        let Some(micro_batch) = micro_batch else {
+            return Err(Error::Usage {
+                what: "a step was taken without a batch of the feed".into(),
+                try_this: "with --deterministic take one step for each batch of ctx.data_feed()".into(),
+            });
+        };
+        let place = Place { index: micro_batch.index, of: micro_batch.of };
+        let buffers = if micro_batch.is_last() { on_host(&self.buffers)? } else { vec![] };
+        let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
+        let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
+        let push = Push {
+            rows: rows.max(1),
+            loss,
+            leases,
+            buffers: (!buffers.is_empty()).then_some(&buffers[..]),
+            gradients: &gradients,
+        };
+        match &mut self.backend {
+            Backend::Ps(client) => {
+                let stop = client.push(push, place)?;
+                Ok(Stepped { stop, ..Stepped::to(client.step()) })
+            }
+            Backend::Steps(steps) => {
+                let parts = steps.push(push, place)?;
+                if let Some(begun) = self.begun.as_mut().filter(|_| !parts.is_empty()) {
+                    let mut params: Vec<&mut [f32]> = self.variables.iter_mut().map(floats_mut).collect();
+                    let mut begun: Vec<&mut [f32]> = begun.iter_mut().map(floats_mut).collect();
+                    steps.read(&mut params, &mut begun)?;
+                }
+                Ok(Stepped { parts, ..Stepped::to(steps.step()) })
+            }
+            // Never deterministic, see `new`.
+            Backend::Local(_) | Backend::Device(..) => Ok(Stepped::to(0)),
+        }
+    }
+
+    /// Deterministic training: makes parameters and buffers those that a micro-batch begins with; gives their step.
+    pub(super) fn begin(&mut self, micro_batch: MicroBatch) -> Result<(Begun, u64), Error> {
+        let before = micro_batch.step.0.saturating_sub(1);
+        let Self { backend: Backend::Ps(client), begun: Some(begun), .. } = self else {
+            return self.rewind().map(|()| (Begun::Yes, before));
+        };
+        if client.step() != before {
+            let mut params: Vec<&mut [f32]> = self.variables.iter_mut().map(floats_mut).collect();
+            let mut begun: Vec<&mut [f32]> = begun.iter_mut().map(floats_mut).collect();
+            match client.await_step(before, &mut params, &mut begun)? {
+                Awaited::Ready => {}
+                Awaited::NotYet => return Ok((Begun::NotYet, client.step())),
+                Awaited::Over => return Ok((Begun::Over, client.step())),
+            }
+        }
+        self.rewind().map(|()| (Begun::Yes, before))
+    }
+
+    /// Gives the buffers the values that they had when the step began.
+    fn rewind(&mut self) -> Result<(), Error> {
+        no_grad(|| {
+            for (buffer, begun) in self.buffers.iter_mut().zip(self.begun.iter().flatten()) {
+                buffer.f_copy_(begun)?;
+            }
+            Ok(())
+        })
     }
 
     pub(super) fn idle(&mut self) -> Result<bool, Error> {
         match &mut self.backend {
             Backend::Ps(client) => Ok(client.idle()?.stop),
-            Backend::Local(_) | Backend::Device(..) => Ok(false),
+            Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(false),
         }
     }
 
     pub(super) fn active(&mut self) -> Result<bool, Error> {
         match &mut self.backend {
             Backend::Ps(client) => Ok(client.active()?.stop),
-            Backend::Local(_) | Backend::Device(..) => Ok(false),
+            Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(false),
         }
     }
 
@@ -291,6 +426,7 @@ impl Trainer {
         let buffers = on_host(&self.buffers)?;
         let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
         match &mut self.backend {
+            Backend::Steps(steps) => Ok(Some(steps.snapshot(id)?)),
             Backend::Local(local) => Ok(Some(local.snapshot(id, Box::new(Frozen::new(&self.variables)), &buffers)?)),
             Backend::Device(optimizer, step) => {
                 let params: Vec<f32> = on_host(&self.variables)?.iter().flat_map(|t| floats(t).to_vec()).collect();
@@ -320,7 +456,7 @@ impl Trainer {
                 client.finish()?;
                 Ok(None)
             }
-            Backend::Local(_) | Backend::Device(..) => Ok(Some(self)),
+            Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(Some(self)),
         }
     }
 }

@@ -24,7 +24,7 @@ use tfos::prelude::*;
 mod network;
 
 /// What it can be asked to do, and on what.
-const MODES: [(&str, &str); 21] = [
+const MODES: [(&str, &str); 22] = [
     ("basic", "adds two numbers with libtorch and leaves the feed alone"),
     ("role", "checks node, number of workers and arguments"),
     ("sum", "evaluates: sums column x and reports sum and rows"),
@@ -49,6 +49,11 @@ const MODES: [(&str, &str); 21] = [
         "trains on rows shuffled in blocks of block=N by seed=N, and prints the address and x of each; gates as linear",
     ),
     ("network", "trains a small network on the same line, and reports how well it fits; see probe/network.rs"),
+    (
+        "bits",
+        "trains a network with batch normalization and dropout in batches of batch=N, shuffled and with gates as ordered; \
+         clips gradients to clip=NORM",
+    ),
     ("idle", "the driver does nothing with its cluster"),
     ("draw", "the driver writes rows=N drawn digits to=FILE"),
     ("wide", "the driver writes files=N Parquet files of rows=N rows of 784 random bytes into the folder to=FOLDER"),
@@ -186,6 +191,7 @@ impl Application for Probe {
             "network" => network::network(context, &args),
             "ordered" => ordered(context, &args),
             "touch" => touch(context),
+            "bits" => bits(context, &args),
             _ => consume(context, &args),
         }
     }
@@ -435,6 +441,29 @@ fn ordered(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError>
         }
         let x = x.to_kind(Kind::Float).unsqueeze(1) / 10_000.0;
         context.step(&line.forward(&x).square().mean(Kind::Float))?;
+    }
+    Ok(())
+}
+
+/// What a cluster could change bit by bit: sums of gradients, running means, and what dropout forgets.
+fn bits(context: &mut NodeContext, args: &Arguments) -> Result<(), NodeError> {
+    let vs = context.variables();
+    let input = nn::linear(&vs / "input", 1, 32, Default::default());
+    let norm = nn::batch_norm1d(&vs / "norm", 32, Default::default());
+    let output = nn::linear(&vs / "output", 32, 1, Default::default());
+    match args.text("clip").parse() {
+        Ok(clip) => context.train_with(Optimizer::adam(0.01).with_clip_norm(clip))?,
+        Err(_) => context.train_with(Optimizer::adam(0.01))?,
+    }
+    let mut feed = context.data_feed()?;
+    let mut batches = 0;
+    while let Some(batch) = feed.next_batch(args.number("batch", 10) as usize)? {
+        batches += 1;
+        args.pass_gate(context, batches)?;
+        let x = batch.tensor("x")?.to_kind(Kind::Float).unsqueeze(1);
+        let y = batch.tensor("y")?.to_kind(Kind::Float).unsqueeze(1);
+        let hidden = input.forward(&x).apply_t(&norm, true).relu().dropout(0.3, true);
+        context.step(&(output.forward(&hidden) - y).square().mean(Kind::Float))?;
     }
     Ok(())
 }

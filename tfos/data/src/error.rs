@@ -112,6 +112,18 @@ pub enum Error {
         "the plan contains `{operator}`: a query with an exchange (join, aggregate, window, sort, limit) has to be staged before it can be fed"
     )]
     Exchange { operator: String },
+    /// A query whose rows may come in another order each time.
+    #[error(
+        "the plan contains `{operator}` over several partitions, so its rows come in another order each time; with \
+         --deterministic write its result into files first, and train on those"
+    )]
+    Unordered { operator: String },
+    /// A query that calls a function which gives other values each time.
+    #[error(
+        "the query computes `{expression}`, which is something else each time; with --deterministic write its result into \
+         files first, and train on those"
+    )]
+    Volatile { expression: String },
     /// The plan cannot travel or has no such partition.
     #[error("plan: {reason}")]
     Plan { reason: String },
@@ -205,6 +217,8 @@ impl Error {
             | Self::Idx { .. }
             | Self::Damaged { .. }
             | Self::Exchange { .. }
+            | Self::Unordered { .. }
+            | Self::Volatile { .. }
             | Self::Plan { .. }
             | Self::Unsupported { .. }
             | Self::Arrow(_)

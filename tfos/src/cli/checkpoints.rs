@@ -11,6 +11,7 @@ use tfos_executor::checkpoint::{Checkpoint, CheckpointStore};
 use tfos_executor::ps::{Layout, Variable};
 
 use super::flags::{CheckpointCommand, Output};
+use crate::cluster::digest;
 use crate::{Error, Result};
 
 pub(super) fn run(command: CheckpointCommand, output: Output) -> Result<u8> {
@@ -19,6 +20,7 @@ pub(super) fn run(command: CheckpointCommand, output: Output) -> Result<u8> {
         match command {
             CheckpointCommand::List { model_dir } => list(&open(&model_dir).await?, output).await,
             CheckpointCommand::Show { model_dir, step } => show(&open(&model_dir).await?, step, output).await,
+            CheckpointCommand::Hash { model_dir, step } => hash(&model_dir, step, output).await,
             CheckpointCommand::Verify { model_dir, step } => verify(&open(&model_dir).await?, step, output).await,
             CheckpointCommand::Delete { model_dir, step } => {
                 let dir = open(&model_dir).await?;
@@ -112,11 +114,31 @@ fn in_short(c: &Listed) -> Value {
     }
 }
 
+/// The one asked for, or the newest.
+async fn find(dir: &ModelDir, step: Option<u64>) -> Result<Listed> {
+    match step {
+        Some(step) => Ok(dir.checkpoint(GlobalStep(step)).await?),
+        None => dir.list_checkpoints().await?.pop().ok_or_else(|| none(dir)),
+    }
+}
+
+async fn hash(url: &str, step: Option<u64>, output: Output) -> Result<u8> {
+    let dir = open(url).await?;
+    let manifest = whole(&dir, find(&dir, step).await?).await?;
+    let found = digest(url, &manifest).await?;
+    if output == Output::Json {
+        println!("{}", json!({"step": manifest.global_step.0, "hash": found}));
+        return Ok(0);
+    }
+    println!("step          {}", manifest.global_step.0);
+    println!("parameters    crc32c {:08x}", found.parameters_crc32c);
+    println!("buffers       crc32c {:08x}", found.buffers_crc32c);
+    println!("optimizer     crc32c {:08x}", found.optimizer_crc32c);
+    Ok(0)
+}
+
 async fn show(dir: &ModelDir, step: Option<u64>, output: Output) -> Result<u8> {
-    let found = match step {
-        Some(step) => dir.checkpoint(GlobalStep(step)).await?,
-        None => dir.list_checkpoints().await?.pop().ok_or_else(|| none(dir))?,
-    };
+    let found = find(dir, step).await?;
     let manifest = found.manifest.clone();
     let manifest =
         manifest.map_err(|what| Error::Application(format!("checkpoint {} is damaged: {what}", found.step)))?;

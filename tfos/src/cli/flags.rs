@@ -188,6 +188,13 @@ pub(super) enum CheckpointCommand {
         /// Only this step [default: all].
         step: Option<u64>,
     },
+    /// Checksums of what a checkpoint holds: equal for equal bits, however many files it is in.
+    Hash {
+        /// Model directory, any object-store URL.
+        model_dir: String,
+        /// Its step [default: the newest].
+        step: Option<u64>,
+    },
     /// Delete one checkpoint.
     Delete {
         /// Model directory, any object-store URL.
@@ -258,6 +265,12 @@ pub(super) struct SubmitFlags {
     /// Asynchronous, but no training node is more than so many of its own steps ahead of the slowest one that has rows.
     #[arg(long, value_name = "S")]
     max_staleness: Option<u32>,
+    /// The same parameters, bit by bit, in every run: for any number of workers and ps, and after a resume. CPU only.
+    #[arg(long)]
+    deterministic: bool,
+    /// Batches of which the gradients make one update in deterministic training [default: 8].
+    #[arg(long, value_name = "M")]
+    micro_batches: Option<u32>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -369,6 +382,8 @@ impl SubmitFlags {
             sync_replicas: on(self.sync_replicas),
             replicas_to_aggregate: self.replicas_to_aggregate,
             max_staleness: self.max_staleness,
+            deterministic: on(self.deterministic),
+            micro_batches: self.micro_batches,
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,

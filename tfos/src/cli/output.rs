@@ -65,6 +65,9 @@ pub(super) fn dry_run(job: &Job, output: Output) {
     println!("launcher       {launcher}");
     println!("model dir      {}", job.model_dir.as_deref().unwrap_or("temporary, gone with the job"));
     let mode = match job.consistency {
+        Consistency::Deterministic { micro_batches } => {
+            format!("deterministic, of {micro_batches} batches each, added in one order")
+        }
         _ if job.shape.num_ps == 0 => "one trainer, nothing is sent".to_owned(),
         Consistency::Async => "asynchronous".to_owned(),
         Consistency::Sync { replicas_to_aggregate } => {
@@ -117,6 +120,7 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
                 "already_done": train.already_done,
                 "inference_rows": ended.and_then(|e| e.report.inference_rows),
                 "checkpoint": checkpoint.as_ref().map(|c| &c.0),
+                "parameters_crc32c": ended.and_then(|e| e.digest).map(|d| d.parameters_crc32c),
                 "model_dir": ended.filter(|e| e.kept).map(|e| &e.model_dir),
                 "first_step_secs": train.first_step_seconds,
                 "wall_secs": wall,
@@ -139,6 +143,9 @@ pub(super) fn summary(name: &str, result: &Result<()>, ended: Option<&Ended>, wa
     }
     for (metric, value) in &metrics {
         println!("{metric}: {value:.4}");
+    }
+    if let Some(digest) = ended.digest {
+        println!("parameters: crc32c {:08x}", digest.parameters_crc32c);
     }
     if let Some((path, step)) = &checkpoint {
         println!("checkpoint: {}/{path} (step {step})", ended.model_dir.trim_end_matches('/'));

@@ -6,6 +6,7 @@ use tfos_core::checkpoint::Column;
 use tfos_core::proto;
 use tfos_core::rows::Shuffle;
 use tfos_data::arrow::datatypes::{Field, Schema};
+use tfos_data::datafusion::physical_plan::ExecutionPlan;
 use tfos_data::datafusion::prelude::DataFrame;
 use tfos_data::session::Format;
 use tfos_data::{plan, store};
@@ -39,6 +40,21 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
+    /// A plan without an exchange.
+    pub(crate) fn of_plan(physical: &Arc<dyn ExecutionPlan>) -> Result<Self> {
+        let partitions = plan::partitions(physical);
+        Ok(Self {
+            plan: plan::encode(physical)?,
+            files: vec![],
+            format: String::new(),
+            schema: String::new(),
+            partition_rows: (0..partitions).map(|p| plan::partition_rows(physical, p)).collect(),
+            shuffle: None,
+            fingerprint: plan::fingerprint(physical)?,
+            columns: columns(&physical.schema()),
+        })
+    }
+
     /// Files, each a partition of so many rows where known.
     pub(crate) fn of_files(files: Vec<String>, partition_rows: Vec<Option<u64>>) -> Self {
         Self {
@@ -78,20 +94,10 @@ impl Cluster {
     pub(super) fn plan(&mut self, data: DataFrame) -> Result<Planned> {
         let physical = self.block_on(data.create_physical_plan())?;
         match plan::validate_no_exchange(&physical) {
-            Err(tfos_data::Error::Exchange { .. }) => return self.stage(&physical),
+            Err(tfos_data::Error::Exchange { .. }) => return self.stage(&physical, super::staging::EXCHANGE),
             other => other?,
         }
-        let partitions = plan::partitions(&physical);
-        Ok(Planned {
-            plan: plan::encode(&physical)?,
-            files: vec![],
-            format: String::new(),
-            schema: String::new(),
-            partition_rows: (0..partitions).map(|p| plan::partition_rows(&physical, p)).collect(),
-            shuffle: None,
-            fingerprint: plan::fingerprint(&physical)?,
-            columns: columns(&physical.schema()),
-        })
+        Planned::of_plan(&physical)
     }
 }
 

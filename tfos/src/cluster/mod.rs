@@ -2,6 +2,8 @@
 //! session's queries give.
 
 mod assets;
+mod deterministic;
+mod digest;
 mod input;
 mod predict;
 mod progress;
@@ -30,6 +32,7 @@ use tfos_driver::{Driver, PhaseKind, PhaseOutcome, PhaseSpec};
 use crate::{Application, Error, Result};
 use input::Planned;
 
+pub(crate) use digest::{Digest, digest};
 pub use input::DirectInput;
 pub(crate) use predict::Prediction;
 #[cfg(feature = "torch")]
@@ -175,14 +178,21 @@ impl Cluster {
     /// that train, while they train. A query with an exchange (join, aggregate, window, sort, limit) is staged first: one
     /// executor runs it into files of the model directory, which are fed then, also after a resume.
     /// Rows that a restored checkpoint has seen are not fed again.
+    ///
+    /// With `--deterministic` a query whose rows cannot be counted before it runs (a filter, files without statistics) is
+    /// staged too.
     pub fn train(&mut self, data: DataFrame, epochs: u32) -> Result<TrainOutcome> {
-        let planned = self.plan(data)?;
+        let planned = match self.micro_batches() {
+            Some(_) => self.plan_in_one_order(data)?,
+            None => self.plan(data)?,
+        };
         self.run_training(planned, epochs)
     }
 
     /// Trains on files that the nodes read themselves, each file leased as it is needed.
     pub fn train_direct(&mut self, input: &DirectInput, epochs: u32) -> Result<TrainOutcome> {
         let planned = self.block_on(input::list(input))?;
+        self.check_counted(&planned)?;
         self.run_training(planned, epochs)
     }
 
@@ -200,6 +210,7 @@ impl Cluster {
         let (mut committed, mut before, mut step) = (CommittedRows::default(), 0, GlobalStep(0));
         if let Some(restored) = &self.restored {
             self.check_same(restored, &planned)?;
+            self.check_cut(restored)?;
             let manifest = &restored.manifest;
             committed = manifest.rows.clone();
             (before, step) = (manifest.rows_total, manifest.global_step);
@@ -315,6 +326,7 @@ impl Cluster {
             epochs,
             partition_rows: planned.partition_rows,
             shuffle: planned.shuffle,
+            micro_batches: self.micro_batches().filter(|_| kind == PhaseKind::Train),
             input_fingerprint: planned.fingerprint,
             columns: planned.columns,
             committed,

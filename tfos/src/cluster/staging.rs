@@ -13,6 +13,7 @@ use tfos_core::ids::GlobalStep;
 use tfos_core::proto;
 use tfos_core::rows::CommittedRows;
 use tfos_data::datafusion::physical_plan::ExecutionPlan;
+use tfos_data::datafusion::prelude::DataFrame;
 use tfos_data::object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tfos_data::plan;
 use tfos_data::session::Format;
@@ -38,9 +39,18 @@ struct Manifest {
 
 const VERSION: u32 = 1;
 
+/// Why a query with an exchange is staged.
+pub(super) const EXCHANGE: &str = "the query has an exchange (join, aggregate, window, sort or limit)";
+
 impl Manifest {
     fn rows(&self) -> u64 {
         self.files.iter().map(|f| f.rows).sum()
+    }
+
+    /// Rows of these files.
+    fn rows_of(&self, names: &[String]) -> Option<u64> {
+        let rows = |name: &String| self.files.iter().find(|f| f.name == *name).map(|f| f.rows);
+        names.iter().map(rows).sum()
     }
 
     /// Equal where every row has the same address: a query that is staged again may give them in another order.
@@ -51,7 +61,7 @@ impl Manifest {
 
 impl Cluster {
     /// Stages the query unless that was done before, and plans the files that hold its rows.
-    pub(super) fn stage(&mut self, query: &Arc<dyn ExecutionPlan>) -> Result<Planned> {
+    pub(super) fn stage(&mut self, query: &Arc<dyn ExecutionPlan>, why: &str) -> Result<Planned> {
         let name = plan::fingerprint(query)?;
         let folder = format!("staging/{name}");
         let manifest = match self.block_on(self.read_manifest(&folder))? {
@@ -60,18 +70,31 @@ impl Cluster {
                 self.progress.say(&format!("the query was staged before: {rows} rows in {files} files"));
                 manifest
             }
-            None => self.run_stage(query, &folder)?,
+            None => self.run_stage(query, &folder, why)?,
         };
         let rows = self.read(&self.url(&format!("{folder}/{}/", manifest.attempt)), Format::Arrow, None)?;
-        let mut planned = self.plan(rows)?;
+        let mut planned = match self.micro_batches() {
+            Some(_) => self.counted(rows, &manifest)?,
+            None => self.plan(rows)?,
+        };
         planned.fingerprint = format!("staged|{name}|{:08x}", manifest.identity());
         Ok(planned)
     }
 
-    fn run_stage(&mut self, query: &Arc<dyn ExecutionPlan>, folder: &str) -> Result<Manifest> {
+    /// The files whole, with their rows: Arrow files have no statistics, but the manifest has.
+    fn counted(&self, rows: DataFrame, manifest: &Manifest) -> Result<Planned> {
+        let physical = self.block_on(plan::in_one_order(rows))?;
+        let mut planned = Planned::of_plan(&physical)?;
+        for (partition, known) in planned.partition_rows.iter_mut().enumerate() {
+            let files = plan::whole_files(&physical, partition);
+            *known = known.or_else(|| files.and_then(|files| manifest.rows_of(&files)));
+        }
+        Ok(planned)
+    }
+
+    fn run_stage(&mut self, query: &Arc<dyn ExecutionPlan>, folder: &str, why: &str) -> Result<Manifest> {
         let begun = std::time::Instant::now();
-        self.progress
-            .say("the query has an exchange (join, aggregate, window, sort or limit): it is staged into files first");
+        self.progress.say(&format!("{why}: it is staged into files first"));
         let attempt = format!("g{}", self.generation);
         let input = proto::Input {
             name: "query".into(),

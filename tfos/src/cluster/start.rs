@@ -15,7 +15,7 @@ use tfos_driver::{Driver, DriverOptions, Status};
 use tokio::sync::watch;
 
 use super::progress::Progress;
-use super::{Cluster, Report};
+use super::{Cluster, Digest, Report, digest};
 use crate::portable::unpack::Export;
 use crate::{Application, Error, Result};
 
@@ -37,6 +37,8 @@ pub(crate) struct Ended {
     pub(crate) generation: u64,
     /// Manifest of the newest checkpoint, and its step.
     pub(crate) checkpoint: Option<(String, u64)>,
+    /// Of what it holds, in deterministic training.
+    pub(crate) digest: Option<Digest>,
     /// The user named the model directory, so it stays.
     pub(crate) kept: bool,
     pub(crate) model_dir: String,
@@ -154,6 +156,8 @@ impl Cluster {
 
     /// Stops and reaps every executor.
     pub(crate) fn stop(&mut self, reason: &str) -> Ended {
+        let newest = self.driver.as_ref().and_then(Driver::stored).map(|s| s.manifest.clone());
+        let newest = newest.or_else(|| self.restored.as_ref().map(|r| r.manifest.clone()));
         let checkpoint =
             self.driver.as_ref().and_then(Driver::stored).map(|s| (s.path.clone(), s.manifest.global_step.0));
         let restored = self.restored.as_ref().map(|r| (r.path.clone(), r.manifest.global_step.0));
@@ -165,10 +169,19 @@ impl Cluster {
             let _ = self.runtime.block_on(notes);
         }
         self.progress.clear();
+        let newest = newest.filter(|_| self.micro_batches().is_some());
+        let digest = newest.and_then(|manifest| match self.block_on(digest(&self.model_dir(), &manifest)) {
+            Ok(digest) => Some(digest),
+            Err(e) => {
+                self.progress.say(&format!("the last checkpoint cannot be read again: {e}"));
+                None
+            }
+        });
         Ended {
             report: std::mem::take(&mut self.report),
             generation: self.generation.0,
             checkpoint: checkpoint.or(restored),
+            digest,
             kept: self._temporary.is_none(),
             model_dir: self.model_dir.local_path().map_or_else(|| self.model_dir(), |p| p.display().to_string()),
         }

@@ -1,13 +1,14 @@
 //! A worker's end: cuts its tensors to the shards, talks to all of them at once, copies nothing.
 
 mod exchange;
+mod steps;
 mod types;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use self::exchange::{exchange, expect_length, recv_params};
-pub use self::types::{ClientOptions, InitState, Outcome, Push, Status};
+pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
 use crate::error::{Error, Refusal, Violation};
 use crate::flat;
 use crate::layout::{Layout, shard_range};
@@ -234,22 +235,9 @@ impl PsClient {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
         self.seq += 1;
-        let (worker, seq, step) = (self.worker, self.seq, self.step);
+        let (frame, seq) = (self.frame(Kind::PushPull), self.seq);
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            let mut header = Header::new(Kind::PushPull);
-            (header.worker, header.seq, header.step) = (worker, seq, step);
-            header.body = range.len() as u64;
-            let gradient = flat::cut(push.gradients, range);
-            if shard > 0 {
-                return wire::send(connection, header, &[], gradient);
-            }
-            (header.rows, header.loss) = (push.rows, push.loss);
-            let buffers = push.buffers.unwrap_or(&[]);
-            if push.buffers.is_some() {
-                header.flags = wire::BUFFERS;
-                header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-            }
-            wire::send(connection, header, push.leases, gradient.chain(buffers.iter().copied()))
+            send_push(shard, connection, range, frame, push.leases, &push)
         };
         let answers =
             exchange(&mut self.shards, &self.closers, self.total, params, send, |connection, range, pieces| {
@@ -271,6 +259,13 @@ impl PsClient {
         self.step = first.step;
         let dropped = first.flags & wire::DROPPED != 0;
         Ok(Outcome { step: first.step, dropped, stop: first.flags & wire::STOP != 0 })
+    }
+
+    /// A frame of the next push.
+    fn frame(&self, kind: Kind) -> Header {
+        let mut header = Header::new(kind);
+        (header.worker, header.seq, header.step) = (self.worker, self.seq, self.step);
+        header
     }
 
     /// Tells ps:0 that this worker has no rows at the moment: sync mode does not wait for it until it pushes again
@@ -342,6 +337,29 @@ impl PsClient {
         self.step = status.step;
         Ok(status)
     }
+}
+
+/// The shard's slice of a push; ps:0 also gets `meta` and what else belongs to it.
+fn send_push(
+    shard: usize,
+    connection: &mut dyn Connection,
+    range: Range<usize>,
+    mut header: Header,
+    meta: &[u8],
+    push: &Push<'_>,
+) -> Result<(), Error> {
+    header.body = range.len() as u64;
+    let gradient = flat::cut(push.gradients, range);
+    if shard > 0 {
+        return wire::send(connection, header, &[], gradient);
+    }
+    (header.rows, header.loss) = (push.rows, push.loss);
+    let buffers = push.buffers.unwrap_or(&[]);
+    if push.buffers.is_some() {
+        header.flags = wire::BUFFERS;
+        header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+    }
+    wire::send(connection, header, meta, gradient.chain(buffers.iter().copied()))
 }
 
 impl Drop for PsClient {

@@ -65,3 +65,14 @@ pub struct Status {
     pub step: u64,
     pub stop: bool,
 }
+
+/// Whether the parameters that were waited for are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// They are in the destination.
+    Ready,
+    /// Not yet: part of the step before them is still being computed, perhaps by nobody.
+    NotYet,
+    /// They will never be: no push will be applied any more.
+    Over,
+}

@@ -139,6 +139,19 @@ pub(super) fn lamb_norms(
     [weights.iter().sum(), updates.iter().sum()]
 }
 
+/// The directions of the parameters, one after the other; nothing changes.
+pub(super) fn lamb_directions<'a>(
+    params: &'a [f32],
+    grad: &'a [f32],
+    mean: &'a [f32],
+    square: &'a [f32],
+    scale: f32,
+    rates: Adam,
+) -> impl Iterator<Item = f32> + 'a {
+    let slots = mean.iter().zip(square);
+    params.iter().zip(grad).zip(slots).map(move |((&p, &g), (&m, &s))| lamb_direction(p, scale * g, m, s, &rates).2)
+}
+
 pub(super) fn lamb(
     params: &mut [f32],
     grad: &[f32],

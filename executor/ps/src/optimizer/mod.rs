@@ -1,5 +1,6 @@
 //! The update rules, with PyTorch's formulas and names (FTRL and LAMB: TensorFlow's), and their hyper-parameters.
 
+mod exact;
 mod kernels;
 mod measure;
 mod schedule;
@@ -10,6 +11,7 @@ mod update;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+pub(crate) use exact::{ExactSum, PARTS};
 pub(crate) use kernels::accumulate;
 pub(crate) use measure::{Round, square_sum};
 pub use schedule::{Decay, Schedule, Scheduled, Warmup};

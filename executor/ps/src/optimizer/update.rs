@@ -1,7 +1,7 @@
 //! One update: what is the same for all parameters is computed once, then applied to any range of them.
 
-use super::Optimizer;
 use super::kernels::{self, Adadelta, Adagrad, Adam, Ftrl, Momentum, RmsProp};
+use super::{ExactSum, Optimizer};
 use crate::error::Error;
 
 /// One update, ready to be applied to any range of the parameters, block by block.
@@ -138,10 +138,28 @@ impl Update {
             (Rule::Lamb { rates, .. }, [mean, square]) => {
                 Ok(kernels::lamb_norms(params, grad, mean, square, scale * self.clip, rates))
             }
-            (_, slots) => {
-                let expected = "the two of LAMB".to_owned();
-                Err(Error::State { what: "number of slots", expected, found: slots.len().to_string() })
+            (_, slots) => Err(not_lamb(slots.len())),
+        }
+    }
+
+    /// As [`Update::norms`], without rounding.
+    pub(crate) fn add_norms(
+        &self,
+        sums: &mut [ExactSum; 2],
+        scale: f32,
+        params: &[f32],
+        grad: &[f32],
+        slots: &[&[f32]],
+    ) -> Result<(), Error> {
+        check(params.len(), grad, slots.iter().copied())?;
+        match (self.rule, slots) {
+            (Rule::Lamb { rates, .. }, [mean, square]) => {
+                let [weights, updates] = sums;
+                weights.add(params.iter().copied());
+                updates.add(kernels::lamb_directions(params, grad, mean, square, scale * self.clip, rates));
+                Ok(())
             }
+            (_, slots) => Err(not_lamb(slots.len())),
         }
     }
 
@@ -203,6 +221,11 @@ impl Update {
         }
         Ok(())
     }
+}
+
+fn not_lamb(slots: usize) -> Error {
+    let expected = "the two of LAMB".to_owned();
+    Error::State { what: "number of slots", expected, found: slots.to_string() }
 }
 
 fn check<'a>(expected: usize, grad: &[f32], mut slots: impl Iterator<Item = &'a [f32]>) -> Result<(), Error> {

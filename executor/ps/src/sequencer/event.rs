@@ -18,6 +18,18 @@ pub enum Mode {
     /// As `Async`, but the answer to a push waits while its worker is more than so many of its own steps ahead of the
     /// slowest active worker; with 0 they go in step.
     Bounded { max_staleness: u32 },
+    /// Each push says which part of which step it is ([`Place`]). When all parts of the next step are complete, their sum
+    /// in the order of their places, weighted by rows, becomes it, whoever pushed them and in whatever order.
+    Deterministic,
+}
+
+/// Which part of its step a push is, in deterministic training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// From 0.
+    pub index: u32,
+    /// How many parts the step has.
+    pub of: u32,
 }
 
 /// What happened, as the sequencer sees it. Workers are named by index; the host keeps apart the sessions of a
@@ -77,6 +89,8 @@ pub struct PushMeta {
     pub leases: Vec<u8>,
     /// Whether non-trainable state came with it.
     pub buffers: bool,
+    /// In deterministic mode only.
+    pub place: Option<Place>,
 }
 
 /// What the host must do, in this order.

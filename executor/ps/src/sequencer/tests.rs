@@ -40,7 +40,16 @@ impl Fixture {
 
     fn meta(&mut self, worker: u32, seq: u64, base_step: u64, rows: u64) -> Vec<DecisionKind> {
         let leases = vec![worker as u8, seq as u8];
-        self.event(Event::PushMeta(PushMeta { worker, seq, base_step, rows, loss: 0.5, leases, buffers: false }))
+        self.event(Event::PushMeta(PushMeta {
+            worker,
+            seq,
+            base_step,
+            rows,
+            loss: 0.5,
+            leases,
+            buffers: false,
+            place: None,
+        }))
     }
 
     fn staged(&mut self, shard: usize, worker: u32, seq: u64, base_step: u64) -> Vec<DecisionKind> {

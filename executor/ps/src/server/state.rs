@@ -296,15 +296,36 @@ impl Inner {
     /// Waits until `ready` gives something; what ends it otherwise is that the server closes. `ready` sees the shard
     /// under its lock, and everything else that changes is told through `wake`.
     pub(super) fn wait_for<T>(&self, mut ready: impl FnMut(&mut Option<Shard>) -> Option<T>) -> Result<T, Error> {
+        loop {
+            if let Some(found) = self.wait_at_most(Duration::MAX, &mut ready)? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The same, for about this long.
+    pub(super) fn wait_at_most<T>(
+        &self,
+        patience: Duration,
+        mut ready: impl FnMut(&mut Option<Shard>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let begun = Instant::now();
         let mut shard = lock(&self.shard);
         loop {
             if let Some(found) = ready(&mut shard) {
-                return Ok(found);
+                return Ok(Some(found));
             }
             if self.is_closed() {
                 return Err(Error::Stopped);
             }
-            shard = self.changed.wait(shard).unwrap_or_else(PoisonError::into_inner);
+            let left = patience.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            shard = match patience {
+                Duration::MAX => self.changed.wait(shard).unwrap_or_else(PoisonError::into_inner),
+                _ => self.changed.wait_timeout(shard, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
     }
 

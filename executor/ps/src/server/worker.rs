@@ -2,14 +2,19 @@
 
 mod init;
 
+use std::time::Duration;
+
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
-use crate::sequencer::{Event, PushMeta};
+use crate::sequencer::{Event, Mode, Place, PushMeta};
 use crate::server::peer::{first_seq, session_of};
 use crate::server::state::{Inner, lock};
-use crate::shard::{Begin, Shard, Staged, Version};
+use crate::shard::{Begin, Staged, Version};
 use crate::transport::Connection;
 use crate::wire::{self, Header, Init, Kind};
+
+/// How long a worker that asks for the parameters of a step is kept waiting before it may look for other work.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Serves until the worker finishes, breaks, or is fenced off.
 pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32, is_chief: bool, session: Option<u32>) {
@@ -98,7 +103,9 @@ impl Served<'_> {
         loop {
             let header = wire::recv_header(&mut *self.connection)?;
             match header.kind {
-                Kind::PushPull => self.push(header)?,
+                Kind::PushPull => self.push_pull(header)?,
+                Kind::Push => self.push(header)?,
+                Kind::Await => self.await_step(header)?,
                 Kind::Init => self.init(header)?,
                 Kind::Begin => self.install()?,
                 Kind::WaitInit => self.wait_init(header)?,
@@ -172,24 +179,50 @@ impl Served<'_> {
         wire::send(&mut *self.connection, header, &[], [&version.params[..], buffers])
     }
 
+    fn push_pull(&mut self, header: Header) -> Result<(), Error> {
+        match self.receive(header)? {
+            Some(leases) => {
+                self.report(header, leases)?;
+                self.conclude(header.seq)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Answered at once: its worker goes on with the next part of the same step.
     fn push(&mut self, header: Header) -> Result<(), Error> {
+        let Some(leases) = self.receive(header)? else { return Ok(()) };
+        self.report(header, leases)?;
+        let mut answer = Header::new(Kind::Ok);
+        answer.seq = header.seq;
+        answer.flags = self.stop_flag();
+        wire::send(&mut *self.connection, answer, &[], [])
+    }
+
+    /// Reads a gradient and stages it; gives what came before it. None if it was refused.
+    fn receive(&mut self, header: Header) -> Result<Option<Vec<u8>>, Error> {
         let (worker, seq) = (self.worker, header.seq);
         if header.worker != worker || session_of(seq) != self.session || seq <= self.last_seq {
             let (expected, found) = (self.last_seq + 1, seq);
             return Err(wire::violated(&*self.connection, Violation::Mismatch { what: "seq", expected, found }));
         }
-        let lengths = |shard: &Shard| (shard.len(), shard.buffers().map_or(0, <[f32]>::len));
-        let lengths = lock(&self.inner.shard).as_ref().map(lengths);
-        let leases = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
+        let answered = header.kind == Kind::Push;
+        let (mut lengths, mut free) = (None, self.spare.take());
+        if let Some(shard) = lock(&self.inner.shard).as_mut() {
+            lengths = Some((shard.len(), shard.buffers().map_or(0, <[f32]>::len)));
+            free = free.or_else(|| shard.take_free());
+        }
+        let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
         let Some((len, buffers_len)) = lengths else {
             wire::skip_floats(&mut *self.connection, header.body.saturating_add(header.aux))?;
-            return self.refuse(Refusal::NotInitialised);
+            self.refuse(Refusal::NotInitialised)?;
+            return Ok(None);
         };
         let has_buffers = header.flags & wire::BUFFERS != 0;
         self.length("gradient", len, header.body)?;
         self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
-        let mut staged = self.spare.take().unwrap_or_default();
-        (staged.worker, staged.seq) = (worker, seq);
+        let mut staged = free.unwrap_or_default();
+        (staged.worker, staged.seq, staged.answered) = (worker, seq, answered);
         staged.gradient.resize(len, 0.0);
         wire::recv_floats(&mut *self.connection, [staged.gradient.as_mut_slice()])?;
         if has_buffers {
@@ -204,13 +237,45 @@ impl Served<'_> {
         if let Some(shard) = lock(&self.inner.shard).as_mut() {
             shard.stage(staged);
         }
-        self.report(header, leases, has_buffers)?;
-        self.conclude(seq)
+        Ok(Some(meta))
     }
 
-    fn report(&mut self, header: Header, leases: Vec<u8>, buffers: bool) -> Result<(), Error> {
+    /// The place of a push, which it has in deterministic mode and in no other; what follows are its leases.
+    fn place(&self, kind: Kind, meta: &mut Vec<u8>) -> Result<Option<Place>, Error> {
+        let mode = self.inner.order()?.sequencer.mode();
+        if (mode == Some(Mode::Deterministic)) != (kind == Kind::Push) {
+            let expected = if kind == Kind::Push { "PushPull" } else { "Push" };
+            let found = format!("{kind:?}");
+            return Err(wire::violated(&*self.connection, Violation::UnexpectedKind { expected, found }));
+        }
+        if kind != Kind::Push {
+            return Ok(None);
+        }
+        let place = wire::decode_place(meta).map_err(|violation| wire::violated(&*self.connection, violation))?;
+        meta.drain(..wire::PLACE);
+        Ok(Some(place))
+    }
+
+    /// What ends the wait: the step is reached here, training is over, or `PATIENCE`.
+    fn await_step(&mut self, header: Header) -> Result<(), Error> {
+        let wanted = header.step;
+        let found = self.inner.wait_at_most(PATIENCE, |shard| {
+            let shard = shard.as_ref().filter(|shard| shard.current().step >= wanted);
+            let state = shard.map(|s| (s.current().clone(), s.buffers().map(<[f32]>::to_vec).unwrap_or_default()));
+            state.map(Some).or_else(|| self.inner.is_finished().then_some(None))
+        })?;
+        let mut header = Header::new(if matches!(found, Some(Some(_))) { Kind::State } else { Kind::Ok });
+        header.flags = self.stop_flag();
+        match found.flatten() {
+            Some((version, buffers)) => self.answer(header, &version, &buffers),
+            None => wire::send(&mut *self.connection, header, &[], []),
+        }
+    }
+
+    fn report(&mut self, header: Header, mut leases: Vec<u8>) -> Result<(), Error> {
         let (inner, worker) = (self.inner, self.worker);
         let Header { seq, step: base_step, rows, loss, .. } = header;
+        let buffers = header.flags & wire::BUFFERS != 0;
         if inner.order.is_none() {
             inner.wait_linked()?;
             let mut header = Header::new(Kind::Staged);
@@ -218,7 +283,8 @@ impl Served<'_> {
             inner.report(header, &[]);
             return Ok(());
         }
-        let meta = PushMeta { worker, seq, base_step, rows, loss, leases, buffers };
+        let place = self.place(header.kind, &mut leases)?;
+        let meta = PushMeta { worker, seq, base_step, rows, loss, leases, buffers, place };
         let staged = Event::Staged { shard: 0, worker, seq, base_step };
         let heard = inner.sequence_for(worker, self.session, [Event::PushMeta(meta), staged]);
         if heard.is_err()

@@ -5,11 +5,19 @@ use std::ops::Range;
 use super::{BLOCK, Shard, Staged};
 use crate::decision::Part;
 use crate::error::Error;
-use crate::optimizer::{Round, accumulate, square_sum};
+use crate::optimizer::{ExactSum, Round, accumulate, square_sum};
 
 impl Shard {
     /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
     pub(super) fn measure(&mut self, round: u32, parts: &[Part], totals: &[f64]) -> Result<Vec<f64>, Error> {
+        if self.exact {
+            let sums = self.measure_exactly(round, parts, totals)?;
+            // A shard that is alone needs the totals; ps:0 makes them of what all shards have told.
+            return Ok(match self.alone {
+                true => sums.iter().map(ExactSum::value).collect(),
+                false => sums.iter().flat_map(ExactSum::parts).collect(),
+            });
+        }
         let (staged, scratch) = (&self.staged, &mut self.scratch);
         match self.optimizer.round(round, totals, self.variables.len())? {
             Round::GradientNorm => {
@@ -30,6 +38,35 @@ impl Shard {
                         let slots = &self.slots.views(block.clone())[..self.slots.count()];
                         let found = update.norms(scale, &self.current.params[block], grad, slots)?;
                         norms.iter_mut().zip(found).for_each(|(norm, found)| *norm += found);
+                    }
+                    sums.extend(norms);
+                }
+                Ok(sums)
+            }
+        }
+    }
+
+    /// The same without rounding, so that the totals do not depend on how the parameters are divided (`DET-3`).
+    fn measure_exactly(&mut self, round: u32, parts: &[Part], totals: &[f64]) -> Result<Vec<ExactSum>, Error> {
+        let (staged, scratch) = (&self.staged, &mut self.scratch);
+        match self.optimizer.round(round, totals, self.variables.len())? {
+            Round::GradientNorm => {
+                let mut sum = ExactSum::new();
+                for block in blocks(0..self.range.len()) {
+                    let (scale, grad) = aggregated(staged, parts, block, scratch);
+                    sum.add(grad.iter().map(|g| scale * g));
+                }
+                Ok(vec![sum])
+            }
+            Round::TrustRatios => {
+                let update = self.optimizer.clipped_update(self.current.step, self.optimizer_step + 1, totals);
+                let mut sums = Vec::with_capacity(2 * self.variables.len());
+                for variable in &self.variables {
+                    let mut norms = [ExactSum::new(), ExactSum::new()];
+                    for block in self.slots.blocks(variable.clone(), BLOCK) {
+                        let (scale, grad) = aggregated(staged, parts, block.clone(), scratch);
+                        let slots = &self.slots.views(block.clone())[..self.slots.count()];
+                        update.add_norms(&mut norms, scale, &self.current.params[block], grad, slots)?;
                     }
                     sums.extend(norms);
                 }

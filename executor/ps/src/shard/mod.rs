@@ -44,6 +44,8 @@ pub(crate) struct Staged {
     pub(crate) gradient: Vec<f32>,
     /// Non-trainable state that came with it; shard 0 only.
     pub(crate) buffers: Option<Vec<f32>>,
+    /// Its worker has been answered already, and does not ask what became of it.
+    pub(crate) answered: bool,
 }
 
 /// What became of a push.
@@ -89,6 +91,8 @@ pub(crate) struct Begin {
     pub(crate) shard: usize,
     /// Whether there is no other: then ps:0 does not have it measured apart, and it measures while it applies.
     pub(crate) alone: bool,
+    /// Whether its sums are to have the same bits for any number of shards.
+    pub(crate) exact: bool,
     pub(crate) range: Range<usize>,
     /// The part of each variable of the layout in it, counted from its start.
     pub(crate) variables: Vec<Range<usize>>,
@@ -106,6 +110,7 @@ pub(crate) struct Begin {
 pub(crate) struct Shard {
     shard: usize,
     alone: bool,
+    exact: bool,
     range: Range<usize>,
     /// What is updated alike: the parts of the variables, or everything where variables do not matter.
     variables: Vec<Range<usize>>,
@@ -117,6 +122,8 @@ pub(crate) struct Shard {
     slots: Slots,
     buffers: Option<Vec<f32>>,
     staged: Vec<Staged>,
+    /// Stages that nobody waits for, to be used again.
+    free: Vec<Staged>,
     workers: BTreeMap<u32, WorkerState>,
     scratch: Vec<f32>,
     next_index: u64,
@@ -146,6 +153,7 @@ impl Shard {
             shard: begin.shard,
             variables,
             alone: begin.alone,
+            exact: begin.exact,
             range: begin.range,
             optimizer: begin.optimizer,
             optimizer_step: begin.optimizer_step,
@@ -154,6 +162,7 @@ impl Shard {
             slots: Slots::new(&arena, expected, begin.slots)?,
             buffers: begin.buffers,
             staged: Vec::new(),
+            free: Vec::new(),
             workers: BTreeMap::new(),
             scratch: vec![0.0; BLOCK.min(expected)],
             next_index: 0,
@@ -183,9 +192,16 @@ impl Shard {
         let state = self.workers.entry(staged.worker).or_default();
         if staged.seq > state.decided {
             self.staged.push(staged);
+        } else if staged.answered {
+            self.free.push(staged);
         } else if let Some(outcome) = state.outcome.as_mut().filter(|outcome| outcome.seq == staged.seq) {
             outcome.staged = Some(staged);
         }
+    }
+
+    /// A stage to read a gradient into.
+    pub(crate) fn take_free(&mut self) -> Option<Staged> {
+        self.free.pop()
     }
 
     /// The outcome of a push once it is decided; an older one that nobody asked for gives way to a newer.
@@ -309,9 +325,13 @@ impl Shard {
         Ok(())
     }
 
-    fn decided(&mut self, worker: u32, seq: u64, dropped: bool, staged: Option<Staged>) {
+    fn decided(&mut self, worker: u32, seq: u64, dropped: bool, mut staged: Option<Staged>) {
         let version = self.current.clone();
         let state = self.workers.entry(worker).or_default();
+        if let Some(staged) = staged.take_if(|staged| staged.answered) {
+            state.decided = state.decided.max(seq);
+            return self.free.push(staged);
+        }
         // A later push of a worker that came back can be dropped while an earlier one is still being measured.
         if seq >= state.decided {
             state.decided = seq;

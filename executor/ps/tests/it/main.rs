@@ -3,6 +3,7 @@
 
 mod cluster;
 mod contract;
+mod deterministic;
 mod failure;
 mod refusal;
 mod snapshot;

@@ -102,6 +102,10 @@ settings! {
     "replicas-to-aggregate" replicas_to_aggregate: u32,
     /// How many of its own steps a training node may be ahead of the slowest one in asynchronous training.
     "max-staleness" max_staleness: u32,
+    /// The same parameters, bit by bit, for any number of workers and ps, and after a resume.
+    "deterministic" deterministic: bool,
+    /// Batches of which the gradients make one update in deterministic training.
+    "micro-batches" micro_batches: u32,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,
     /// Where checkpoints, ledger and events go: any object-store URL or a path.

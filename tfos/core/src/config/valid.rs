@@ -1,6 +1,7 @@
 //! Settings as checked: defaults filled in, contradictions refused, every option that cannot be honoured
 //! an error.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,15 @@ pub enum Consistency {
         /// In steps of its own.
         max_staleness: u32,
     },
+    /// Each update is made of this many batches, added in one order, whoever computed them.
+    Deterministic {
+        /// Batches of an update; fewer only at the end of an epoch.
+        micro_batches: NonZeroU32,
+    },
 }
+
+/// Batches of an update in deterministic training, unless the user says otherwise: as many nodes can train at once.
+const DEFAULT_MICRO_BATCHES: NonZeroU32 = NonZeroU32::new(8).unwrap();
 
 /// Where the nodes' logs go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +171,7 @@ impl Job {
                 Consistency::Sync { replicas_to_aggregate: r }
             }
         };
+        let consistency = deterministic(&raw, trainers, &mut bad).unwrap_or(consistency);
         for (key, asked) in [
             ("ps-replicas", raw.ps_replicas.is_some_and(|n| n > 1)),
             ("tensorboard", raw.tensorboard.unwrap_or(false)),
@@ -264,6 +274,30 @@ impl Job {
     }
 }
 
+/// Deterministic training, if it was asked for: other ways of making updates contradict it.
+fn deterministic(raw: &RawJob, trainers: u32, bad: &mut impl FnMut(&str, String)) -> Option<Consistency> {
+    let micro_batches = raw.micro_batches.map_or(Some(DEFAULT_MICRO_BATCHES), NonZeroU32::new);
+    if micro_batches.is_none() {
+        bad("micro-batches", "must be at least 1".into());
+    }
+    if !raw.deterministic.unwrap_or(false) {
+        if raw.micro_batches.is_some() {
+            bad("micro-batches", "only together with --deterministic".into());
+        }
+        return None;
+    }
+    if raw.max_staleness.is_some() {
+        bad("max-staleness", "not together with --deterministic, whose updates are synchronous".into());
+    }
+    if raw.replicas_to_aggregate.is_some_and(|r| r != trainers) {
+        bad("replicas-to-aggregate", "not together with --deterministic: no gradient of it is left out".into());
+    }
+    if raw.num_gpus.unwrap_or(0) > 0 {
+        bad("num-gpus", "not together with --deterministic, which promises equal bits on CPUs only".into());
+    }
+    Some(Consistency::Deterministic { micro_batches: micro_batches? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,5 +380,32 @@ mod tests {
         assert_eq!(keys(bounded(Some(true), None)), ["--max-staleness"]);
         assert_eq!(keys(bounded(Some(true), Some(2))), ["--max-staleness"]);
         assert_eq!(keys(bounded(None, Some(2))), ["--replicas-to-aggregate"]);
+    }
+
+    #[test]
+    fn deterministic_training_is_synchronous_and_on_cpus() {
+        let of = |change: fn(&mut RawJob)| {
+            let mut job = RawJob { cluster_size: Some(4), num_ps: Some(1), deterministic: Some(true), ..raw() };
+            change(&mut job);
+            Job::check(job)
+        };
+        let cut = |n| Consistency::Deterministic { micro_batches: NonZeroU32::new(n).unwrap() };
+        let job = of(|_| {}).unwrap();
+        assert_eq!(job.consistency, cut(8));
+        let text = serde_json::to_string(&job.consistency).unwrap();
+        assert_eq!(serde_json::from_str::<Consistency>(&text).unwrap(), job.consistency);
+        assert_eq!(of(|job| job.micro_batches = Some(3)).unwrap().consistency, cut(3));
+        let all = of(|job| (job.sync_replicas, job.replicas_to_aggregate) = (Some(true), Some(3)));
+        assert_eq!(all.unwrap().consistency, cut(8));
+        let keys = |job: Result<Job, ConfigError>| -> Vec<String> {
+            job.unwrap_err().problems.into_iter().map(|p| p.key).collect()
+        };
+        assert_eq!(keys(of(|job| job.micro_batches = Some(0))), ["--micro-batches"]);
+        assert_eq!(keys(of(|job| job.max_staleness = Some(0))), ["--max-staleness"]);
+        assert_eq!(keys(of(|job| job.num_gpus = Some(1))), ["--num-gpus"]);
+        let backups = of(|job| (job.sync_replicas, job.replicas_to_aggregate) = (Some(true), Some(2)));
+        assert_eq!(keys(backups), ["--replicas-to-aggregate"]);
+        let alone = of(|job| (job.deterministic, job.micro_batches) = (None, Some(2)));
+        assert_eq!(keys(alone), ["--micro-batches"]);
     }
 }

@@ -5,9 +5,13 @@
 //! - `FED-3` rows of a lost worker, and rows whose gradient was dropped, return and are leased again.
 //! - `FED-4` a worker is told to wait only while another one holds rows that may still return.
 
+mod micro_batch;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{CommittedRows, RangeSet, RowRange, Shuffle};
+use self::micro_batch::InOrder;
+pub use self::micro_batch::Misfit;
+use super::{CommittedRows, MicroBatch, RangeSet, RowRange, Shuffle};
 
 /// Epochs that may be in progress at once: the tail of one and the head of the next, so that no worker
 /// stands still at the seam.
@@ -21,10 +25,14 @@ const SMALLEST_LEASE: u64 = 32;
 pub enum Grant {
     /// Rows to train on.
     Rows(RowRange),
+    /// The same in deterministic training: a whole micro-batch, and its place.
+    MicroBatch(RowRange, MicroBatch),
     /// Nothing now; ends when another worker's rows are committed (then `End`) or return (then `Rows`).
     Wait,
     /// Every row of every epoch is committed.
     End,
+    /// These rows cannot be leased as micro-batches.
+    Misfit(Misfit),
 }
 
 /// A commit that contradicts the table: a defect of the program, never of the data.
@@ -68,6 +76,8 @@ pub struct LeaseTable {
     /// Epoch and partition that each worker's scan stands in, so that it goes on where its cursor is.
     at: BTreeMap<u32, (u32, u32)>,
     shuffle: Option<Shuffle>,
+    /// Deterministic training only.
+    in_order: Option<InOrder>,
 }
 
 impl LeaseTable {
@@ -75,7 +85,8 @@ impl LeaseTable {
     /// `committed` was done before. Partitions are begun in their order, or in that of `shuffle`.
     pub fn new(epochs: u32, rows: Vec<Option<u64>>, committed: &CommittedRows, shuffle: Option<Shuffle>) -> Self {
         let next_epoch = committed.complete_epochs;
-        let mut table = Self { epochs, rows, open: VecDeque::new(), next_epoch, at: BTreeMap::new(), shuffle };
+        let (open, at) = (VecDeque::new(), BTreeMap::new());
+        let mut table = Self { epochs, rows, open, next_epoch, at, shuffle, in_order: None };
         for (known, restored) in table.rows.iter_mut().zip(&committed.partition_rows) {
             *known = known.or(*restored);
         }
@@ -107,6 +118,11 @@ impl LeaseTable {
 
     /// Rows for `worker`, about `want` of them; `workers` is how many share the data.
     pub fn grant(&mut self, worker: u32, want: u64, workers: u32) -> Grant {
+        match self.grant_micro_batch(worker, want) {
+            Ok(None) => {}
+            Ok(Some(grant)) => return grant,
+            Err(misfit) => return Grant::Misfit(misfit),
+        }
         loop {
             for index in 0..self.open.len() {
                 if let Some(range) = self.grant_in(index, worker, want, workers) {
@@ -200,6 +216,7 @@ impl LeaseTable {
             return Err(CommitError::NotLeased { range, worker });
         }
         self.close_complete();
+        self.end_step();
         Ok(())
     }
 
@@ -307,7 +324,8 @@ impl LeaseTable {
                 (epoch.number, parts)
             })
             .collect();
-        CommittedRows { complete_epochs: self.complete_epochs(), partition_rows: self.rows.clone(), partial }
+        let (complete_epochs, partition_rows) = (self.complete_epochs(), self.rows.clone());
+        CommittedRows { complete_epochs, partition_rows, partial, cut: self.cut() }
     }
 }
 

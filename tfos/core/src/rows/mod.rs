@@ -1,5 +1,6 @@
 //! Canonical addresses of rows: (epoch, partition, row range), independent of who trains on them.
 
+mod canonical;
 mod coverage;
 mod lease;
 mod ranges;
@@ -10,8 +11,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use canonical::{Cut, MicroBatch, Steps};
 pub use coverage::{Coverage, EpochFindings, coalesce};
-pub use lease::{CommitError, Grant, LeaseTable};
+pub use lease::{CommitError, Grant, LeaseTable, Misfit};
 pub use ranges::RangeSet;
 pub use shuffle::Shuffle;
 
@@ -79,6 +81,9 @@ pub struct CommittedRows {
     pub partition_rows: Vec<Option<u64>>,
     /// Committed ranges of the epochs begun and not complete: epoch, then partition.
     pub partial: BTreeMap<u32, BTreeMap<u32, RangeSet>>,
+    /// Of deterministic training: how they were cut into steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
 }
 
 #[cfg(test)]

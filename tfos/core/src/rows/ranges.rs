@@ -77,6 +77,11 @@ impl RangeSet {
         self.0.last_key_value().map_or(0, |(_, e)| *e)
     }
 
+    /// True when all of `start..end` is in it.
+    pub fn contains(&self, start: u64, end: u64) -> bool {
+        start >= end || self.0.range(..=start).next_back().is_some_and(|(_, e)| *e >= end)
+    }
+
     /// True when exactly the rows `0..end` are in it.
     pub fn covers(&self, end: u64) -> bool {
         self.rows() == end && self.end() == end

@@ -5,6 +5,7 @@
 //! * PLN-3: a decoded plan has the partitions of the encoded one, file for file.
 
 mod blame;
+mod order;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
@@ -35,6 +36,7 @@ use datafusion_proto::protobuf::FileScanExecConf;
 use prost::Message;
 use url::Url;
 
+pub use self::order::{in_one_order, merges_partitions, whole_files};
 use crate::error::{Error, Result};
 use crate::session::BATCH_ROWS;
 use crate::store;

@@ -5,7 +5,7 @@ use super::Served;
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::shard_range;
 use crate::loader::{Loading, within};
-use crate::sequencer::Event;
+use crate::sequencer::{Event, Mode};
 use crate::server::ServerEvent;
 use crate::server::state::lock;
 use crate::shard::{Begin, Shard};
@@ -73,7 +73,9 @@ impl Served<'_> {
         let shard = options.shard;
         let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
         let variables = init.layout.parts_in(range.clone());
-        let begin = Begin { shard, alone, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
+        let exact = init.mode == Mode::Deterministic;
+        let begin =
+            Begin { shard, alone, exact, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
         self.prepared = Some(Box::new((begin, init)));
         wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], [])
     }
