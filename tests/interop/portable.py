@@ -171,7 +171,7 @@ def scripted(lab):
         points = zip(x.tolist(), y.tolist(), label.tolist(), strict=True)
         file.writelines(f"{a:.6f},{b:.6f},{c}\n" for a, b, c in points)
     columns = ["--module", given, "--data", data, "--features", "x,y", "--label", "label", "--loss", "cross-entropy"]
-    training = ["--optimizer", "adam", "--learning-rate", "0.01", "--epochs", "8", "--eval-data", data]
+    training = ["--optimizer", "adam", "--learning-rate", "0.01", "--epochs", "8", "--eval-data", data, "--drop-last"]
     shape = ["--cluster-size", "3", "--num-ps", "1", "--quiet", "--output", "json", "--model-dir", model]
     done = lab.run("submit", *shape, "torchscript", "--", *columns, *training)
     print(f"accuracy on the training rows: {done['metrics']['accuracy']:.3f}")

@@ -69,6 +69,9 @@ pub struct Args {
     /// Rows per step of each worker.
     #[arg(long, default_value_t = 32)]
     pub batch_size: usize,
+    /// Leave out what is left of an epoch when it is fewer rows than a batch: batch normalization cannot train on one row.
+    #[arg(long)]
+    pub drop_last: bool,
     /// Passes over the data.
     #[arg(long, default_value_t = 1)]
     pub epochs: u32,

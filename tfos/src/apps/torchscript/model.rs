@@ -112,6 +112,10 @@ impl Model for Scripted {
         self.args.batch_size
     }
 
+    fn drop_last(&self) -> bool {
+        self.args.drop_last
+    }
+
     fn loss(&self, batch: &Batch) -> Result<Tensor, Error> {
         Ok(self.loss_of(&self.forward(batch, true)?, batch)?.0)
     }
