@@ -286,8 +286,7 @@ pub(super) struct SubmitFlags {
     /// How many of the newest checkpoints stay [default: 5].
     #[arg(long, value_name = "M")]
     keep_checkpoints: Option<usize>,
-    /// Stop the job when so many checkpoints in a row could not be written; before that training goes on, and the next one is
-    /// tried after a pause that doubles [default: 5].
+    /// Stop the job when so many checkpoints in a row could not be written; before that training goes on [default: 5].
     #[arg(long, value_name = "N")]
     checkpoint_failure_limit: Option<u32>,
     /// Beside these, the first checkpoint at or after each multiple of so many steps stays.
