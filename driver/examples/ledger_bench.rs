@@ -7,6 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use futures::{StreamExt, TryStreamExt};
 use tfos_core::checkpoint::{FORMAT, Manifest};
 use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::rows::{CommittedRows, RowRange};
@@ -110,8 +111,8 @@ async fn write(
     order: Order,
 ) -> Result<(Vec<String>, CommittedRows), Box<dyn Error>> {
     let generation = dir.claim_generation("{}").await?;
-    let (mut segments, at) = (vec![], Instant::now());
-    for first in (0..leases).step_by(per_segment as usize) {
+    let at = Instant::now();
+    let segment = |first: u64| async move {
         let upto = (first + per_segment).min(leases);
         let commit = |n: u64| CommitRecord {
             global_step: n + 1,
@@ -121,8 +122,11 @@ async fn write(
             at,
         };
         let commits: Vec<CommitRecord> = (first..upto).map(commit).collect();
-        segments.push(write_segment(dir, generation, GlobalStep(first), GlobalStep(upto), &commits).await?);
-    }
+        write_segment(dir, generation, GlobalStep(first), GlobalStep(upto), &commits).await
+    };
+    // Each waits for the disk, so many wait together.
+    let written = futures::stream::iter((0..leases).step_by(per_segment as usize).map(segment)).buffered(64);
+    let segments: Vec<String> = written.try_collect().await?;
     let mut rows = vec![Some(leases / PARTITIONS * ROWS); PARTITIONS as usize];
     rows.pop();
     rows.push(Some((leases / PARTITIONS + leases % PARTITIONS) * ROWS));
