@@ -49,7 +49,6 @@ pub struct NodeContext {
     pub(crate) batch_bytes: usize,
     pub(crate) inputs: BTreeMap<String, Input>,
     pub(crate) session: SessionContext,
-    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model is restored"))]
     pub(crate) store: CheckpointStore,
     #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model is restored"))]
     pub(crate) loading: Option<Loading>,
