@@ -76,8 +76,9 @@ fn weights_that_do_not_fit_are_refused() {
     weights::write(&other, &[("line.weight", "F32", &[1, 2], f32s(&[1.0, 2.0])), ("head", "F32", &[], f32s(&[0.0]))]);
     import(&other.display().to_string(), &lab, "--application probe").ok();
     // The model is known when a job builds it.
-    let wrong =
-        train(&lab, "").run().fails(1, &["does not fit the model", "line.weight [1, 2]", "head []", "line.bias [1]"]);
+    let wrong = train(&lab, "")
+        .run()
+        .fails(1, &["does not fit the model", "lacks line.bias [1]", "line.weight as [1, 2]", "head []"]);
     wrong.error();
     import(&other.display().to_string(), &lab, "--application probe")
         .fails(1, &["in use", "new model directory"])
