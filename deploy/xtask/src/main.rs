@@ -181,14 +181,17 @@ fn bench_ps(rest: &[&str]) -> Done {
 
 /// Checkpoints on the disk and on an S3 server, PyTorch's and TensorFlow's, in turn.
 fn bench_checkpoint(rest: &[&str]) -> Done {
-    run(root().join("deploy/setup"), ["--tensorflow", "--s3"])?;
+    run(root().join("deploy/setup"), ["--tensorflow", "--safetensors", "--s3"])?;
     run("cargo", ["build", "--quiet", "--workspace", "--bins"])?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let folder = env::temp_dir().join(format!("tfos-bench-s3-{}", std::process::id()));
     let done = served(&folder, |port| {
         let python = |script: &str| root().join("deploy/bench").join(script).display().to_string();
         let (torch, packages) = torch_python();
-        let torch = format!("PYTHONPATH={} {} {}", packages.display(), torch.display(), python("torch_checkpoint.py"));
+        // The second folder has numpy, which distributed checkpoints want.
+        let numpy = root().join(".tools/safetensors");
+        let paths = format!("{}:{}", packages.display(), numpy.display());
+        let torch = format!("PYTHONPATH={paths} {} {}", torch.display(), python("torch_checkpoint.py"));
         let tensorflow = root().join(".tools/tensorflow/bin/python").display().to_string();
         let peers = [
             format!("torch.save={torch} save"),
