@@ -10,7 +10,7 @@ use crate::{assert_learned, verified_rows};
 
 /// For each global step how many nodes it was computed by, and from how many rows.
 fn steps(lab: &Lab) -> Vec<(u64, u64)> {
-    let query = "SELECT count(DISTINCT worker) AS nodes, sum(row_end - row_start) AS n FROM steps GROUP BY global_step \
+    let query = "SELECT count(DISTINCT worker) AS nodes, sum(row_end - row_start) AS n FROM samples GROUP BY global_step \
                  ORDER BY global_step";
     let model = lab.model().display().to_string();
     let done = Submit::tfos("sql --output json").flag(&model, query).run().ok();
