@@ -89,9 +89,13 @@ impl Times {
 fn durable(dir: &str) -> Result<Vec<(u64, f64)>, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let tfos = program.with_file_name("tfos");
-    let query = "select step, time_ms, detail from events where event = 'checkpoint' order by time_ms";
+    let query =
+        "select global_step as step, cast(time as bigint) as time_ms from events where event = 'checkpoint' order by 2";
     let output = Command::new(tfos).args(["sql", dir, query, "--output", "json"]).output();
     let output = output.map_err(|e| format!("tfos sql: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("tfos sql: {}", String::from_utf8_lossy(&output.stderr)));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     let mut found = vec![];
     for line in text.lines() {
