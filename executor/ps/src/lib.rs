@@ -15,6 +15,7 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("tfos-ps sends f32 as they lie in memory, which is the wire format only on little-endian targets");
 
+pub mod background;
 mod cast;
 mod client;
 mod decision;

@@ -54,6 +54,9 @@ impl LocalTrainer {
         let arena = Arena::new()?;
         let slots = Slots::new(&arena, layout.total, slots)?;
         let pool = Pool::new(&arena, CHUNK.min(layout.total));
+        // What the first snapshot wants beside the state, so that no step waits for it.
+        slots.prepare();
+        pool.prepare(layout.total.div_ceil(CHUNK));
         Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step, pool, copying: None })
     }
 
@@ -93,18 +96,18 @@ impl LocalTrainer {
         }
         let totals = self.measure(params, grads)?;
         let plan = self.optimizer.plan(self.step, self.optimizer_step + 1, &totals, count)?;
-        // What a snapshot still has to copy is copied before it changes.
-        if let Some(copying) = self.copying.take() {
-            copying.finish()?;
-        }
-        let slots = self.slots.count();
+        let copying = self.copying.take();
         self.slots.begin();
         for (index, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
             let (update, range) = (plan.of(index), self.range(index));
             for block in self.slots.blocks(range.clone(), BLOCK) {
                 let inside = block.start - range.start..block.end - range.start;
-                let views = &mut self.slots.views_mut(block)?[..slots];
-                update.apply(1.0, &mut param[inside.clone()], &grad[inside], views)?;
+                // What a snapshot still has to copy is copied before it changes, and is then in the cache.
+                if let Some(copying) = &copying {
+                    copying.before_change(block.start)?;
+                }
+                let (param, grad) = (&mut param[inside.clone()], &grad[inside]);
+                self.slots.update(block, |slots| update.apply(1.0, param, grad, slots))?;
             }
         }
         self.slots.end();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::blocks::BlockCrc;
 use super::encode::Content;
@@ -69,8 +69,7 @@ impl CheckpointStore {
         match &self.local {
             Some(root) => {
                 let (target, content, name) = (root.join(path), content.clone(), path.to_owned());
-                let written = tokio::task::spawn_blocking(move || to_file(&target, &content, &name));
-                written.await.map_err(|e| cannot(path, "written", e))?
+                behind(path, move || to_file(&target, &content, &name)).await?
             }
             None => to_store(&self.store, &self.path(path), content, path).await,
         }
@@ -170,7 +169,7 @@ async fn to_store(
     // Pieces may have to wait for memory, and checksums take their time: not on the threads of the runtime.
     let (sender, mut pieces) = mpsc::channel::<Result<Bytes, Error>>(2);
     let content = content.clone();
-    let reader = tokio::task::spawn_blocking(move || {
+    let reader = behind(name, move || {
         let mut crc = BlockCrc::new();
         for piece in content.pieces() {
             if let Ok(piece) = &piece {
@@ -209,7 +208,22 @@ async fn to_store(
             }
         }
     }
-    reader.await.map_err(|e| cannot(name, "written", e))
+    reader.await
+}
+
+/// Does work on a thread that gives way to training.
+fn behind<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, Error>> {
+    let (done, result) = oneshot::channel();
+    let begun = tfos_ps::background::spawn("checkpoint", move || {
+        let _ = done.send(work());
+    });
+    async move {
+        begun.map_err(|e| cannot(name, "written", e))?;
+        result.await.map_err(|e| cannot(name, "written", e))
+    }
 }
 
 #[cfg(test)]

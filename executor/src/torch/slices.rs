@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
-use tfos_ps::memory::Source;
+use tfos_ps::memory::{Source, stream};
 
 use crate::Error;
 
@@ -96,7 +96,7 @@ impl Source for Frozen {
         for (start, values) in self.within(&range) {
             let (from, until) = (range.start.max(start), range.end.min(start + values.len()));
             if from < until {
-                to[from - range.start..until - range.start].copy_from_slice(&values[from - start..until - start]);
+                stream(&values[from - start..until - start], &mut to[from - range.start..until - range.start]);
             }
         }
     }

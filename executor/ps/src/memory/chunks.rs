@@ -2,13 +2,13 @@
 //!
 //! - `COW-1` what a snapshot holds never changes: an update of a frozen chunk is written into another one.
 //!
-//! An update goes over all elements in order. It reads a frozen chunk and writes its successor block by block, which
-//! costs the memory traffic of an update in place; the old one is the snapshot's from then on. So no step waits for a copy.
+//! An update goes over all elements in order. It reads a frozen chunk and writes its successor block by block, past the
+//! caches, which costs the memory traffic of an update in place; the old one is the snapshot's from then on. So no step waits for a copy.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Arena, CHUNK, Cut, Floats, Pool};
+use super::{Arena, CHUNK, Cut, Floats, Pool, fence, stream};
 use crate::error::Error;
 use crate::optimizer::MAX_SLOTS;
 
@@ -24,6 +24,8 @@ pub(crate) struct Slots {
     /// Of the chunk under way: what its frozen predecessors hold, by slot.
     under_way: usize,
     old: [Option<Arc<Floats>>; MAX_SLOTS],
+    /// A block of each slot while it is updated, where it is frozen.
+    scratch: Vec<f32>,
 }
 
 impl Slots {
@@ -41,7 +43,7 @@ impl Slots {
             }
             chunks.push(row);
         }
-        Ok(Slots { len, chunk, chunks, pool, under_way: usize::MAX, old: Default::default() })
+        Ok(Slots { len, chunk, chunks, pool, under_way: usize::MAX, old: Default::default(), scratch: vec![] })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -81,6 +83,9 @@ impl Slots {
 
     /// After an update: what was replaced is the snapshot's alone.
     pub(crate) fn end(&mut self) {
+        if self.old.iter().any(Option::is_some) {
+            fence();
+        }
         for old in &mut self.old {
             if let Some(old) = old.take() {
                 self.pool.put(old);
@@ -88,8 +93,13 @@ impl Slots {
         }
     }
 
-    /// A block of each slot, to update; `COW-1`.
-    pub(crate) fn views_mut(&mut self, block: Range<usize>) -> Result<[&mut [f32]; MAX_SLOTS], Error> {
+    /// Has a block of each slot updated; `COW-1`. What is frozen is updated in a copy that stays in the cache, and then
+    /// written to where it will be.
+    pub(crate) fn update(
+        &mut self,
+        block: Range<usize>,
+        update: impl FnOnce(&mut [&mut [f32]]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let (chunk, inside) = self.inside(&block);
         if self.under_way != chunk {
             self.end();
@@ -102,21 +112,42 @@ impl Slots {
                 }
             }
         }
-        let mut views: [&mut [f32]; MAX_SLOTS] = Default::default();
-        for ((view, slot), old) in views.iter_mut().zip(&mut self.chunks).zip(&self.old) {
-            let Some(floats) = slot.get_mut(chunk).and_then(Arc::get_mut) else { continue };
-            let part = &mut floats[inside.clone()];
-            if let Some(old) = old {
-                part.copy_from_slice(&old[inside.clone()]);
-            }
-            *view = part;
+        let (count, len) = (self.chunks.len(), block.len());
+        let frozen = self.old.iter().any(Option::is_some);
+        if frozen && self.scratch.len() < count * len {
+            self.scratch.resize(count * len, 0.0);
         }
-        Ok(views)
+        let mut views: [&mut [f32]; MAX_SLOTS] = Default::default();
+        let mut targets: [Option<&mut [f32]>; MAX_SLOTS] = Default::default();
+        let mut copies = self.scratch.chunks_exact_mut(len.max(1));
+        for (index, (slot, old)) in self.chunks.iter_mut().zip(&self.old).enumerate() {
+            let Some(floats) = slot.get_mut(chunk).and_then(Arc::get_mut) else { continue };
+            let place = &mut floats[inside.clone()];
+            match old.as_ref().zip(copies.next()) {
+                Some((old, copy)) => {
+                    copy.copy_from_slice(&old[inside.clone()]);
+                    (views[index], targets[index]) = (copy, Some(place));
+                }
+                None => views[index] = place,
+            }
+        }
+        update(&mut views[..count])?;
+        for (view, target) in views.iter().zip(targets) {
+            if let Some(target) = target {
+                stream(view, target);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seeks what the first update after a snapshot writes into, before there is one.
+    pub(crate) fn prepare(&self) {
+        self.pool.prepare(self.chunks.iter().map(Vec::len).sum());
     }
 
     /// The slots as they are now, without a copy. What the next update writes into is sought meanwhile.
     pub(crate) fn freeze(&self) -> impl Iterator<Item = Cut> {
-        self.pool.prepare(self.chunks.iter().map(Vec::len).sum());
+        self.prepare();
         self.chunks.iter().map(|slot| Cut::chunks(self.len, self.chunk, slot.clone()))
     }
 }
@@ -131,8 +162,12 @@ mod tests {
         // Cut where chunks are not, as by variables.
         for part in [0..5, 5..5, 5..2 * CHUNK + 4, 2 * CHUNK + 4..2 * CHUNK + 9] {
             for block in slots.blocks(part, 4096) {
-                let [a, b, ..] = slots.views_mut(block).unwrap();
-                a.iter_mut().chain(b).for_each(|x| *x += by);
+                let add = |views: &mut [&mut [f32]]| {
+                    assert_eq!(views.len(), 2);
+                    views.iter_mut().flat_map(|view| view.iter_mut()).for_each(|x| *x += by);
+                    Ok(())
+                };
+                slots.update(block, add).unwrap();
             }
         }
         slots.end();

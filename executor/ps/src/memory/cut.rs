@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Arena, CHUNK, Floats, Pool};
+use super::{Arena, CHUNK, Floats, Pool, fence};
 use crate::error::Error;
 
 /// Where parameters are that somebody else keeps: the tensors of a trainer without ps.
@@ -150,8 +150,14 @@ impl Copying {
         if let Some(floats) = Arc::get_mut(&mut floats) {
             let len = range.len();
             self.source.copy(range, &mut floats[..len]);
+            fence();
         }
         Ok(Arc::clone(chunk.insert(floats)))
+    }
+
+    /// Copies the chunk of this element, if it is not copied yet.
+    pub(crate) fn before_change(&self, element: usize) -> Result<(), Error> {
+        self.piece(element / CHUNK).map(drop)
     }
 
     /// Copies all that is not copied yet; from the end, as those who read begin at the other one.

@@ -7,6 +7,7 @@
 mod chunks;
 mod cut;
 mod pool;
+mod stream;
 
 use std::fs::File;
 use std::io;
@@ -24,6 +25,8 @@ pub(crate) use chunks::Slots;
 pub(crate) use cut::Copying;
 pub use cut::{Cut, Piece, Source};
 pub(crate) use pool::Pool;
+pub(crate) use stream::fence;
+pub use stream::stream;
 
 /// Elements of a slice of a snapshot, 4 MiB: the unit in which slots are frozen, copied and written.
 pub const CHUNK: usize = 1 << 20;

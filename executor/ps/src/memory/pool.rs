@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Arena, Floats};
 use crate::error::Error;
 
+/// Elements, 1 MiB, below which a thread costs more than what it would find.
+const LEAST: usize = 1 << 18;
+
 /// Pieces of `len` elements. Some of them may still be read by a snapshot; they are used again when it lets go.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -50,7 +53,7 @@ impl Pool {
         let free = kept.iter_mut().filter_map(Arc::get_mut).count();
         drop(kept);
         let missing = count.saturating_sub(free);
-        if missing == 0 || self.len == 0 || self.wanted.swap(missing, Ordering::Relaxed) > 0 {
+        if missing * self.len < LEAST || self.wanted.swap(missing, Ordering::Relaxed) > 0 {
             return;
         }
         let pool = Arc::clone(self);
@@ -75,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_piece_that_is_read_is_not_given_away_and_prepared_ones_are() {
-        let pool = Pool::new(&Arena::new().unwrap(), 10);
+        let pool = Pool::new(&Arena::new().unwrap(), LEAST);
         let piece = pool.take().unwrap();
         let reader = Arc::clone(&piece);
         pool.put(piece);

@@ -22,12 +22,15 @@ use std::sync::Arc;
 use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::error::{Error, Violation};
-use crate::memory::{Arena, Cut, Floats, Pool, Slots};
+use crate::memory::{Arena, Cut, Floats, Pool, Slots, fence, stream};
 use crate::optimizer::Scheduled;
 use crate::snapshot::Snapshot;
 
 /// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
 const BLOCK: usize = 4096;
+
+/// Elements from which a version is larger than what caches keep until it is sent.
+const PAST_CACHES: usize = 16 << 20;
 
 /// The parameters of this shard after one global step; never changed once it is current.
 #[derive(Debug, Clone)]
@@ -126,6 +129,8 @@ pub(crate) struct Shard {
     free: Vec<Staged>,
     workers: BTreeMap<u32, WorkerState>,
     scratch: Vec<f32>,
+    /// A block of the next version, where that is written past the caches.
+    next: Vec<f32>,
     next_index: u64,
 }
 
@@ -149,6 +154,10 @@ impl Shard {
         let arena = Arena::new()?;
         let mut params = arena.floats(expected)?;
         params.copy_from_slice(&begin.params);
+        let (pool, slots) = (Pool::new(&arena, expected), Slots::new(&arena, expected, begin.slots)?);
+        // The next version, and what the first snapshot wants beside the state, so that no step waits for it.
+        pool.prepare(2);
+        slots.prepare();
         Ok(Shard {
             shard: begin.shard,
             variables,
@@ -158,13 +167,14 @@ impl Shard {
             optimizer: begin.optimizer,
             optimizer_step: begin.optimizer_step,
             current: Version { step: begin.step, params: Arc::new(params) },
-            pool: Pool::new(&arena, expected),
-            slots: Slots::new(&arena, expected, begin.slots)?,
+            pool,
+            slots,
             buffers: begin.buffers,
             staged: Vec::new(),
             free: Vec::new(),
             workers: BTreeMap::new(),
             scratch: vec![0.0; BLOCK.min(expected)],
+            next: vec![0.0; BLOCK.min(expected)],
             next_index: 0,
         })
     }
@@ -303,17 +313,22 @@ impl Shard {
         let mut next = self.pool.take()?;
         // Nobody else has it; if somebody had, nothing would be written.
         let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
-        let count = self.slots.count();
+        let past_caches = out.len() >= PAST_CACHES;
         self.slots.begin();
         for (variable, part) in self.variables.iter().enumerate() {
             let update = plan.of(variable);
             for block in self.slots.blocks(part.clone(), BLOCK) {
-                let params = &mut out[block.clone()];
+                let place = &mut out[block.clone()];
+                let params = if past_caches { &mut self.next[..block.len()] } else { &mut *place };
                 params.copy_from_slice(&self.current.params[block.clone()]);
                 let (scale, grad) = aggregated(&self.staged, parts, block.clone(), &mut self.scratch);
-                update.apply(scale, params, grad, &mut self.slots.views_mut(block)?[..count])?;
+                self.slots.update(block, |slots| update.apply(scale, params, grad, slots))?;
+                if past_caches {
+                    stream(&self.next[..place.len()], place);
+                }
             }
         }
+        fence();
         self.slots.end();
         for staged in &mut self.staged[..parts.len()] {
             if let (Some(buffers), Some(sent)) = (&mut self.buffers, &staged.buffers) {
