@@ -68,6 +68,7 @@ impl ModelDir {
         // In this order, see `compute_garbage`.
         let mut files = self.files(Paths::CHECKPOINTS).await?;
         files.extend(self.files(Paths::LEDGER).await?);
+        files.extend(self.files(Paths::JOB).await?);
         let claimed = self.newest_generation().await?;
         let starts = self.starts(Generation::default()).await?;
         let found = |(step, manifest): (GlobalStep, Result<Manifest, ManifestError>)| Found {
@@ -124,13 +125,20 @@ impl ModelDir {
         Ok(Listed { step, written_ms, manifest })
     }
 
-    /// Copies a checkpoint with the ledger of its lineage into another model directory, its manifest last. Training
+    /// Copies a checkpoint with the ledger of its lineage and the events on the way into another model directory, its manifest last. Training
     /// goes on there as it would here.
     pub async fn copy_checkpoint(&self, manifest: &Manifest, to: &ModelDir) -> Result<(), Error> {
         // Before anything large moves. A driver of that directory that is at work is fenced off by the claim.
         to.claim_unused(manifest.generation, "{\"copied\":true}").await?;
         let assets = self.files(Paths::ASSETS).await?;
-        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger).chain(&assets) {
+        // What happened on the way, for `tfos sql`. Every job's events are there, also those of the abandoned ones.
+        let events = self.files(Paths::JOB).await?.into_iter();
+        let events = events.filter(|file| {
+            let name = file.rsplit('/').next().and_then(Paths::parse_events);
+            name.is_some_and(|generation| generation <= manifest.generation)
+        });
+        let events: Vec<String> = events.collect();
+        for file in manifest.parts.iter().map(|p| &p.path).chain(&manifest.ledger).chain(&assets).chain(&events) {
             self.copy_file(file, to).await?;
         }
         to.create_manifest(manifest).await

@@ -37,10 +37,14 @@ impl<'a> Job<'a> {
     }
 
     fn submit(&self, epochs: u64) -> Submit {
+        self.submit_to(&self.store.url("model"), epochs)
+    }
+
+    fn submit_to(&self, model: &str, epochs: u64) -> Submit {
         let probe = bin::probe().display().to_string();
         let job =
             self.store.known_to(Submit::new(&probe)).flags("--cluster-size 3 --num-ps 1 --save-checkpoints-steps 40");
-        let job = job.flag("--model-dir", self.store.url("model")).flag("--log-dir", self.lab.path("logs"));
+        let job = job.flag("--model-dir", model).flag("--log-dir", self.lab.path("logs"));
         job.args(&format!("mode=linear epochs={epochs} data={}", self.store.url("line")))
     }
 
@@ -124,8 +128,60 @@ fn a_store_that_throttles_is_asked_again() {
 }
 
 #[test]
-fn too_many_requests_and_errors_of_the_server_are_outlived() {
-    let lab = Lab::new("too_many_requests_and_errors_of_the_server_are_outlived");
+fn too_many_requests_are_made_again() {
+    let lab = Lab::new("too_many_requests_are_made_again");
+    let Some(job) = Job::new(&lab) else { return };
+    let too_many = Fault::Answer { status: 429, code: "TooManyRequests", one_passes_of: 2 };
+    job.survives(too_many, 12, true, &["the store answers 429", "it is asked again", "the store answers again"]);
+}
+
+#[test]
+fn a_missing_permission_is_told_before_training() {
+    let lab = Lab::new("a_missing_permission_is_told_before_training");
+    let Some(job) = Job::new(&lab) else { return };
+    job.proxy.set(Fault::Answer { status: 403, code: "AccessDenied", one_passes_of: u64::MAX });
+    let done = job.submit(EPOCHS).run();
+    assert!(job.proxy.fired() > 0 && job.steps().is_empty());
+    let error = done.fails(1, &["s3://", "AccessDenied"]).error();
+    assert!(error.contains("what they are allowed to do"), "{error}");
+    // Of the rows alone.
+    let model = lab.path("local");
+    let done = job.submit_to(&model.display().to_string(), EPOCHS).run().fails(1, &["s3://", "line"]);
+    assert!(done.error().contains("AccessDenied") && checkpoints(&model).is_empty(), "{}", done.error());
+}
+
+#[test]
+fn a_file_that_vanishes_is_named_and_the_job_goes_on_when_it_is_back() {
+    let lab = Lab::new("a_file_that_vanishes_is_named_and_the_job_goes_on_when_it_is_back");
+    let Some(job) = Job::new(&lab) else { return };
+    let folder = S3::folder(&lab, "line");
+    let file = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut gate = lab.gate("gate");
+    let running = job.in_the_middle(&gate);
+    let aside = lab.path("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    gate.open();
+    running.wait().fails(1, &[&name, "does not exist"]);
+    // What it was on is not what is there now.
+    job.submit(EPOCHS).run().fails(1, &["the training data, its query or its shuffling has changed"]);
+    // Another file in its place, while a job is on it.
+    let mut gate = lab.gate("gate-again");
+    std::fs::rename(&aside, &file).unwrap();
+    let mut running = job.submit(EPOCHS).args_of(gate.arguments(10)).start();
+    gate.reached(&mut running, &[0, 1]);
+    std::fs::rename(&file, &aside).unwrap();
+    std::fs::write(&file, "no rows").unwrap();
+    gate.open();
+    running.wait().fails(1, &[&name, "must not change while a job is on them"]);
+    std::fs::rename(&aside, &file).unwrap();
+    let done = job.submit(EPOCHS).run().ok().says(&["resuming from step"]);
+    job.is_whole(&done);
+}
+
+#[test]
+fn errors_of_the_server_are_outlived() {
+    let lab = Lab::new("errors_of_the_server_are_outlived");
     let Some(job) = Job::new(&lab) else { return };
     let down = Fault::Answer { status: 500, code: "InternalError", one_passes_of: u64::MAX };
     job.survives(down, 4, true, &["the store answers 500", "the store answers again"]);

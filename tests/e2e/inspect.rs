@@ -76,6 +76,9 @@ fn a_copied_checkpoint_is_trained_on() {
     ask(&lab, "checkpoints copy DIR", &format!("{last} {}", copy.display())).ok();
     assert_eq!(checkpoints(&copy), [last]);
     assert_eq!(verified_rows(&copy), ROWS);
+    let query = "SELECT count(*) AS n FROM events WHERE event = 'checkpoint'";
+    let counted = Submit::tfos("sql --output json").flag(&copy.display().to_string(), query).run().ok();
+    assert!(counted.number("n") >= 1.0, "{}", counted.stdout);
     let done = job(&lab, 2).model_dir(&copy).run().ok().says(&[&format!("resuming from step {last}")]);
     assert_eq!(done.number("generation"), 2.0);
     assert_eq!(verified_rows(&copy), 2 * ROWS);

@@ -90,6 +90,15 @@ impl CheckpointStore {
 
     /// Reads a whole checkpoint into memory.
     pub async fn load(&self, manifest: &Manifest) -> Result<Checkpoint, Error> {
+        self.load_with(manifest, true).await
+    }
+
+    /// The same without the optimizer's slots, of which nothing is read.
+    pub async fn load_values(&self, manifest: &Manifest) -> Result<Checkpoint, Error> {
+        self.load_with(manifest, false).await
+    }
+
+    async fn load_with(&self, manifest: &Manifest, with_slots: bool) -> Result<Checkpoint, Error> {
         let path = Paths::manifest(manifest.global_step);
         let bad = |e: serde_json::Error| cannot(&self.name(&path), "read", e);
         let layout: Layout = serde_json::from_value(manifest.layout.clone()).map_err(bad)?;
@@ -102,6 +111,7 @@ impl CheckpointStore {
             params: vec![0.0; layout.total],
             slots: optimizer
                 .iter()
+                .filter(|_| with_slots)
                 .flat_map(Scheduled::slots)
                 .map(|s| ((*s).to_owned(), vec![0.0; layout.total]))
                 .collect(),
@@ -195,6 +205,7 @@ fn same_rule(theirs: &Value, ours: &Scheduled) -> Result<(), String> {
     Ok(())
 }
 
+#[cfg(any(feature = "torch", test))]
 impl Plan {
     /// Global step of the loaded parameters.
     pub(crate) fn step(&self) -> u64 {
@@ -219,7 +230,9 @@ impl Plan {
         }
         (of(&self.model.variables, &self.matched.params), of(&self.model.buffers, &self.matched.buffers))
     }
+}
 
+impl Plan {
     /// Reads `range` of the variables, and what else `into` has room for, straight into place. What is fresh is left
     /// as it is. Gives the number of bytes that were read beside headers.
     pub(crate) async fn load(&self, range: Range<usize>, into: &mut Destination<'_>) -> Result<u64, Error> {

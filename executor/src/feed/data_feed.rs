@@ -32,6 +32,7 @@ pub(crate) trait Hooks: Send + Sync {
 
 /// Whether a micro-batch can be computed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model computes steps"))]
 pub(crate) enum Begun {
     Yes,
     /// The step before it is not complete.
@@ -46,7 +47,6 @@ pub(crate) struct Outstanding {
     pub(crate) ranges: Vec<RowRange>,
     pub(crate) rows: u64,
     /// Deterministic training: their place.
-    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model takes steps"))]
     pub(crate) micro_batch: Option<MicroBatch>,
     /// Inference: results for them are in.
     pub(crate) answered: bool,

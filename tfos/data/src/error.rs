@@ -28,7 +28,7 @@ pub enum Error {
         source: object_store::Error,
     },
     /// Keys that the store does not take.
-    #[error("the store of `{url}` refuses ({code}); check {keys}")]
+    #[error("the store of `{url}` refuses ({code}); check {keys}, and what they are allowed to do there")]
     Refused { url: String, code: String, keys: &'static str, answer: Box<object_store::Error> },
     /// No answer from the store's server.
     #[error("the store of `{url}` does not answer ({why}); check the address and {place}")]
@@ -107,6 +107,12 @@ pub enum Error {
         #[source]
         source: Box<DataFusionError>,
     },
+    /// A file is not the one that the query was planned on.
+    #[error(
+        "`{path}` has {found} bytes and had {planned} when the job began; the files of an input must not change while a \
+         job is on them: write new ones beside them"
+    )]
+    Changed { path: String, planned: u64, found: u64 },
     /// The operator needs rows of more than one partition.
     #[error(
         "the plan contains `{operator}`: a query with an exchange (join, aggregate, window, sort, limit) has to be staged before it can be fed"
@@ -216,6 +222,7 @@ impl Error {
             | Self::SchemaMerge { .. }
             | Self::Idx { .. }
             | Self::Damaged { .. }
+            | Self::Changed { .. }
             | Self::Exchange { .. }
             | Self::Unordered { .. }
             | Self::Volatile { .. }

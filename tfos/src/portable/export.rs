@@ -92,7 +92,7 @@ impl Description {
 /// Writes the model of a checkpoint to `to`, in place of an export that is there.
 pub(crate) async fn export(dir: &ModelDir, from: &Restored, to: &str) -> Result<(String, Description)> {
     let (target, manifest) = (Folder::open(to)?, &from.manifest);
-    let checkpoint = CheckpointStore::open(dir.url().as_str())?.load(manifest).await?;
+    let checkpoint = CheckpointStore::open(dir.url().as_str())?.load_values(manifest).await?;
     let assets = Folder::open(&format!("{}/{}", dir.url().as_str().trim_end_matches('/'), Paths::ASSETS))?;
     let mut files = vec![];
     for name in assets.names().await? {

@@ -85,6 +85,7 @@ impl Queue {
             taken.push(piece);
         }
         state.usage.batch = taken.iter().map(Piece::bytes).sum();
+        state.note();
         self.wanted.notify_one();
         Some(Batch::new(taken))
     }

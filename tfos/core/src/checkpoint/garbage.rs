@@ -41,6 +41,10 @@ pub fn compute_garbage(files: &[String], manifests: &[Found], starts: &Starts, c
         if let Some(segment) = Paths::parse_segment(target) {
             return abandoned(segment) && unreadable.is_empty();
         }
+        if let Some(generation) = Paths::generation_of(target) {
+            // Half a file of the job's folder; whole ones stay.
+            return target != *file && generation < current;
+        }
         Paths::step_of(target).is_some_and(|step| {
             let of_none = target == Paths::scores(step) && kept().all(|m| m.step != step);
             behind(step) && (of_none || target != *file)
@@ -102,6 +106,15 @@ mod tests {
         let files = [20, 30, 50].map(|step| Paths::scores(GlobalStep(step)));
         let manifests = [found(20, 1, vec![]), found(40, 2, vec![])];
         assert_eq!(compute_garbage(&files, &manifests, &starts(), NEWEST), files[1..2]);
+    }
+
+    #[test]
+    fn half_a_file_of_an_old_job_goes_and_whole_ones_stay() {
+        let files =
+            [1, 2].map(|g| Paths::events(Generation(g))).map(|name| [name.clone(), format!("{name}#1")]).concat();
+        let stray = files[1..2].to_vec();
+        let files = [&files[..], &["job/input-0a1b2c3d.bin".to_owned(), "job/notes#1".to_owned()]].concat();
+        assert_eq!(compute_garbage(&files, &[], &starts(), NEWEST), stray);
     }
 
     #[test]

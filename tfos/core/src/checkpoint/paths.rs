@@ -101,6 +101,13 @@ impl Paths {
         name.strip_prefix("events-")?.strip_suffix(".parquet")?.parse().ok().map(Generation)
     }
 
+    /// Whose file in the folder of the job it is.
+    pub fn generation_of(path: &str) -> Option<Generation> {
+        let name = path.strip_prefix(Self::JOB)?.strip_prefix('/')?;
+        let kinds = [Self::parse_generation, Self::parse_start, Self::parse_newest, Self::parse_events];
+        kinds.iter().find_map(|parse| parse(name))
+    }
+
     /// Step of the checkpoint in whose folder a file lies.
     pub fn step_of(path: &str) -> Option<GlobalStep> {
         let (step, _file) = path.strip_prefix(Self::CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;

@@ -11,6 +11,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::union::UnionExec;
 use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 
 use super::{file_scan, partitions};
 use crate::error::Error;
@@ -40,8 +41,9 @@ async fn find(
         Error::DataFusion(error) if is_decoding(&error) => {
             for scan in scans(plan, partition) {
                 let (path, format) = (address(&scan), scan.file_source().file_type().to_owned());
+                let gone = is_gone(&scan, &task, &path).await;
                 if fails(scan, Arc::clone(&task)).await {
-                    return Error::Damaged { path, format, source: error }.into_datafusion();
+                    return gone.unwrap_or(Error::Damaged { path, format, source: error }).into_datafusion();
                 }
             }
             *error
@@ -81,6 +83,17 @@ fn address(scan: &FileScanConfig) -> String {
     let path = scan.file_groups.first().and_then(|g| g.iter().next()).map(|f| f.path().to_string()).unwrap_or_default();
     let store = scan.object_store_url.as_str();
     format!("{}/{path}", store.trim_start_matches("file://").trim_end_matches('/'))
+}
+
+/// Whether the file is no longer there, or another one, or not to be had. Decoders make text of what the store said.
+async fn is_gone(scan: &FileScanConfig, task: &TaskContext, path: &str) -> Option<Error> {
+    let file = scan.file_groups.first()?.iter().next()?;
+    let store = task.runtime_env().object_store(&scan.object_store_url).ok()?;
+    match store.head(file.path()).await {
+        Ok(meta) if meta.size == file.object_meta.size => None,
+        Ok(meta) => Some(Error::Changed { path: path.to_owned(), planned: file.object_meta.size, found: meta.size }),
+        Err(error) => Some(Error::from_store(error, path)),
+    }
 }
 
 async fn fails(scan: FileScanConfig, task: Arc<TaskContext>) -> bool {
