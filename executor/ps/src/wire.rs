@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0..4 | magic | `TFPS` |
 //! | 4 | kind | [`Kind`] |
-//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`]; of a decision its tag |
+//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`BF16`], [`SPARSE`]; of a decision its tag |
 //! | 8..12 | worker | number of parts in a decision about an update |
 //! | 12..16 | meta | length of meta in bytes |
 //! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
@@ -28,13 +28,17 @@ use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
 pub const STOP: u8 = 2;
 /// Flag of a push: buffers follow the gradient.
 pub const BUFFERS: u8 = 4;
+/// Flag of a push: the gradient is rounded to bf16, two elements in each f32 of the body, the first one below.
+pub const BF16: u8 = 16;
+/// Flag of a push: the body is the u32 indices of some elements, ascending, then their values; all others are 0.
+pub const SPARSE: u8 = 32;
 /// Flag of ps:0's Welcome: the chief has initialised, at global step `step`.
 pub const INITIALISED: u8 = 8;
 

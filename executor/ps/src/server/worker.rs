@@ -4,6 +4,7 @@ mod init;
 
 use std::time::Duration;
 
+use crate::compress::Coding;
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
 use crate::sequencer::{Event, Mode, Place, PushMeta};
@@ -219,12 +220,12 @@ impl Served<'_> {
             return Ok(None);
         };
         let has_buffers = header.flags & wire::BUFFERS != 0;
-        self.length("gradient", len, header.body)?;
+        let coding = Coding::of(&header, len).map_err(|violation| wire::violated(&*self.connection, violation))?;
         self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
         let mut staged = free.unwrap_or_default();
         (staged.worker, staged.seq, staged.answered) = (worker, seq, answered);
         staged.gradient.resize(len, 0.0);
-        wire::recv_floats(&mut *self.connection, [staged.gradient.as_mut_slice()])?;
+        coding.recv(&mut *self.connection, &mut staged.gradient, &mut staged.codes)?;
         if has_buffers {
             let buffers = staged.buffers.get_or_insert_default();
             buffers.resize(buffers_len, 0.0);
