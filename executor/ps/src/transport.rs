@@ -12,7 +12,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-pub use self::nearest::Nearest;
+pub use self::nearest::{Nearest, SameHost};
 pub use self::shared::{SharedAcceptor, connect_shared};
 
 /// Makes connections.

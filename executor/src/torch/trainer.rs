@@ -1,5 +1,6 @@
 //! The model's variables and the way in which gradients become updates: here, or on the parameter servers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tch::{Device, Tensor, no_grad};
@@ -78,8 +79,9 @@ pub(super) struct Variables {
 }
 
 impl Variables {
-    /// Sorts out a model's variables; those that require no gradient are buffers.
-    pub(super) fn collect(named: std::collections::HashMap<String, Tensor>) -> Result<Self, Error> {
+    /// Sorts out a model's variables; those that require no gradient are buffers. `whole` has the number of ps and the
+    /// variables in the order of their creation, where they go round the ps.
+    pub(super) fn collect(named: HashMap<String, Tensor>, whole: Option<(usize, &[Tensor])>) -> Result<Self, Error> {
         let (mut trained, mut buffers): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, t)| t.requires_grad());
         trained.sort_by(|a, b| a.0.cmp(&b.0));
         buffers.sort_by(|a, b| a.0.cmp(&b.0));
@@ -87,7 +89,20 @@ impl Variables {
             check(name, tensor)?;
         }
         let shapes = |list: &[(String, Tensor)]| list.iter().map(|(n, t)| (n.clone(), t.size())).collect::<Vec<_>>();
-        let layout = Layout::new(shapes(&trained), shapes(&buffers))?;
+        let layout = match whole {
+            None => Layout::new(shapes(&trained), shapes(&buffers))?,
+            Some((shards, created)) => {
+                // A handle says nothing of the order, the memory does; what has none comes last.
+                let born: HashMap<_, _> = created.iter().enumerate().map(|(n, t)| (t.data_ptr(), n)).collect();
+                let number = |t: &Tensor| born.get(&t.data_ptr()).copied().unwrap_or(usize::MAX);
+                trained.sort_by_key(|(_, t)| number(t));
+                let layout = Layout::round_robin(shapes(&trained), shapes(&buffers), shards)?;
+                let places: HashMap<&str, usize> =
+                    layout.variables.iter().enumerate().map(|(n, v)| (v.name.as_str(), n)).collect();
+                trained.sort_by_key(|(name, _)| places.get(name.as_str()).copied());
+                layout
+            }
+        };
         let tensors = |list: Vec<(String, Tensor)>| list.into_iter().map(|(_, t)| t).collect();
         Ok(Self { layout, trained: tensors(trained), buffers: tensors(buffers) })
     }

@@ -2,9 +2,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod cluster;
+mod compress;
 mod contract;
 mod deterministic;
 mod failure;
+mod placement;
 mod refusal;
 mod snapshot;
 mod staleness;
