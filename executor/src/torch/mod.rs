@@ -13,6 +13,7 @@ pub use shim::torch_version;
 pub(crate) use state::TorchState;
 pub use state::describe_devices;
 pub use tch::Tensor;
+pub use trainer::created;
 
 /// Threads that an operation may use.
 pub fn set_threads(threads: usize) {

@@ -92,10 +92,7 @@ impl Variables {
         let layout = match whole {
             None => Layout::new(shapes(&trained), shapes(&buffers))?,
             Some((shards, created)) => {
-                // A handle says nothing of the order, the memory does; what has none comes last.
-                let born: HashMap<_, _> = created.iter().enumerate().map(|(n, t)| (t.data_ptr(), n)).collect();
-                let number = |t: &Tensor| born.get(&t.data_ptr()).copied().unwrap_or(usize::MAX);
-                trained.sort_by_key(|(_, t)| number(t));
+                in_order_of_creation(&mut trained, created);
                 let layout = Layout::round_robin(shapes(&trained), shapes(&buffers), shards)?;
                 let places: HashMap<&str, usize> =
                     layout.variables.iter().enumerate().map(|(n, v)| (v.name.as_str(), n)).collect();
@@ -125,6 +122,20 @@ impl Variables {
             Ok(())
         })
     }
+}
+
+/// A handle says nothing of the order, the memory does; variables that have none come last, by their names.
+fn in_order_of_creation(named: &mut [(String, Tensor)], created: &[Tensor]) {
+    let born: HashMap<_, _> = created.iter().enumerate().map(|(n, t)| (t.data_ptr(), n)).collect();
+    let number = |t: &Tensor| born.get(&t.data_ptr()).copied().filter(|_| t.numel() > 0).unwrap_or(usize::MAX);
+    named.sort_by(|(a, x), (b, y)| number(x).cmp(&number(y)).then_with(|| a.cmp(b)));
+}
+
+/// Names and shapes of the trained variables, in the order in which they were created.
+pub fn created(vs: &tch::nn::VarStore) -> Vec<(String, Vec<i64>)> {
+    let mut trained: Vec<_> = vs.variables().into_iter().filter(|(_, t)| t.requires_grad()).collect();
+    in_order_of_creation(&mut trained, &vs.trainable_variables());
+    trained.into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
 }
 
 /// Copies that share no memory with the tensors.

@@ -278,3 +278,25 @@ fn workers_of_this_host_choose_shared_memory_and_others_tcp() {
         send(&mut *connection, b"pin").unwrap();
     });
 }
+
+#[test]
+fn who_insists_on_shared_memory_gets_it_or_an_error_that_says_why() {
+    use tfos_ps::transport::SameHost;
+    use tfos_ps::wire::{self, Header, Kind};
+
+    let cluster = crate::cluster::Cluster::start(1, 1);
+    assert_eq!(SameHost.connect(&cluster.addresses[0], DEADLINE).unwrap().transport(), "shared memory");
+    for (name, why) in [("", "it offers none"), ("tfos-ps-of-another-host", "refused")] {
+        let (acceptor, address) = listen("tcp");
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut connection = acceptor.accept().unwrap();
+                wire::expect(&mut *connection, Kind::Nearest, "Nearest").unwrap();
+                wire::send(&mut *connection, Header::new(Kind::Nearest), name.as_bytes(), []).unwrap();
+            });
+            let error = SameHost.connect(&address, DEADLINE).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(why) && error.to_string().contains(&address), "{error}");
+        });
+    }
+}
