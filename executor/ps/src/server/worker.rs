@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
+use crate::memory::Cut;
 use crate::sequencer::{Event, Mode, Place, PushMeta};
 use crate::server::peer::{first_seq, session_of};
 use crate::server::state::{Inner, lock};
-use crate::memory::Cut;
 use crate::shard::{Begin, SlotState, Staged, Version};
 use crate::transport::Connection;
 use crate::wire::{self, Header, Init, Kind};

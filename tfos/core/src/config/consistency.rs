@@ -85,7 +85,10 @@ impl Consistency {
             ("deterministic", raw.deterministic.unwrap_or(false)),
         ];
         for (key, _) in also.iter().filter(|(_, given)| *given) {
-            bad("consistency", format!("not together with --{key}, which says the same or contradicts it; leave one out"));
+            bad(
+                "consistency",
+                format!("not together with --{key}, which says the same or contradicts it; leave one out"),
+            );
         }
         match Self::parse(text, trainers, num_ps) {
             Ok(Self::LocalSgd { .. }) if raw.num_gpus.unwrap_or(0) > 0 => {
