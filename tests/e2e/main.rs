@@ -6,6 +6,7 @@ mod agent;
 mod bad_data;
 mod bad_input;
 mod cli;
+mod consistency;
 mod determinism;
 mod failure;
 mod faults;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tfos_core::config::{Job, Placement};
+use tfos_core::config::{Consistency, Job, Placement};
 use tfos_driver::model_dir::ModelDir;
 use tfos_executor::plane;
 use tfos_executor::ps::{Compress, Layout};
@@ -78,6 +78,12 @@ impl Placed {
                         layout.imbalance(shards)
                     ),
                 ];
+                if matches!(job.consistency, Consistency::LocalSgd { .. }) {
+                    lines.extend(layout.held(shards).iter().map(|held| format!("  {held}")));
+                    let what = "none, but where nodes meet: parameters and each slot of the optimizer, there and back";
+                    lines.push(format!("bytes a step   {what}"));
+                    return lines;
+                }
                 let each = plane::describe(layout, shards, compress(job)).into_iter();
                 lines.extend(each.map(|line| format!("  {line}")));
                 let (sent, received) = moved(layout, shards, compress(job));

@@ -175,6 +175,10 @@ impl Plane {
         if plane.compress != Compression::None && raw.deterministic.unwrap_or(false) {
             bad("compress", "not together with --deterministic, which promises every bit".into());
         }
+        let local = raw.consistency.as_deref().is_some_and(|word| word.trim().starts_with("local-sgd"));
+        if plane.compress != Compression::None && local {
+            bad("compress", "not together with --consistency local-sgd, which sends no gradients but states".into());
+        }
         plane
     }
 }
@@ -234,6 +238,10 @@ mod tests {
         assert_eq!(check(0, all).1.len(), 4);
         let (_, told) = check(1, all);
         assert!(told.len() == 1 && told[0].contains("--deterministic"), "{told:?}");
+        let local = |raw: &mut RawJob| {
+            (raw.compress, raw.consistency) = (Some("bf16".into()), Some("local-sgd:8".into()));
+        };
+        assert!(check(1, local).1[0].contains("local-sgd"));
         let (_, told) = check(0, |raw| (raw.placement, raw.compress) = (Some("even".into()), Some("none".into())));
         assert!(told.is_empty(), "{told:?}");
     }
