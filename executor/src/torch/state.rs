@@ -12,7 +12,8 @@ use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Layout, Mode, Scheduled};
 
 use super::step::Computed;
-use super::trainer::{Begin, Loaded, Trainer, Variables};
+use super::trainer::{Begin, Loaded, Trainer};
+use super::variables::Variables;
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
