@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use tfos_core::config::{Carrier, Compression, Plane};
-use tfos_ps::transport::{Nearest, SameHost, Tcp, TcpAcceptor, Transport};
+use tfos_ps::transport::{Acceptor, Grpc, GrpcAcceptor, Nearest, SameHost, Tcp, TcpAcceptor, Transport};
 use tfos_ps::{ClientOptions, Compress, Layout, PsClient, PsServer, ServerEvent, ServerOptions};
 
 use crate::Error;
@@ -33,26 +33,26 @@ pub(crate) fn connect(plane: &Plane, addresses: &[String], options: &ClientOptio
         Carrier::Auto => &Nearest,
         Carrier::SharedMemory => &SameHost,
         Carrier::Tcp => &Tcp,
+        Carrier::Grpc => &Grpc,
     };
     let client = PsClient::connect_over(transport, addresses, options)?;
     Ok(client.with_compression(compress(plane.compress)))
 }
 
-/// A ps on its listener. Between ps there are only decisions, which go over TCP.
+/// A ps on its listener. Between ps there are only decisions, which go over TCP, or over gRPC where it is asked for.
 pub(crate) fn serve(
     plane: &Plane,
     listener: TcpListener,
     options: ServerOptions,
     events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
 ) -> Result<PsServer, Error> {
-    match plane.transport {
-        Carrier::Auto | Carrier::SharedMemory => Ok(PsServer::start(listener, options, events)?),
-        Carrier::Tcp => {
-            let acceptor = TcpAcceptor::new(listener)
-                .map_err(|source| Error::System { what: "listen for training nodes".into(), source })?;
-            Ok(PsServer::start_on(Box::new(acceptor), Arc::new(Tcp), options, events)?)
-        }
-    }
+    let failed = |source| Error::System { what: "listen for training nodes".into(), source };
+    let (acceptor, transport): (Box<dyn Acceptor>, Arc<dyn Transport>) = match plane.transport {
+        Carrier::Auto | Carrier::SharedMemory => return Ok(PsServer::start(listener, options, events)?),
+        Carrier::Tcp => (Box::new(TcpAcceptor::new(listener).map_err(failed)?), Arc::new(Tcp)),
+        Carrier::Grpc => (Box::new(GrpcAcceptor::new(listener).map_err(failed)?), Arc::new(Grpc)),
+    };
+    Ok(PsServer::start_on(acceptor, transport, options, events)?)
 }
 
 /// Who holds what, and what a step moves, a line for each ps.

@@ -3,6 +3,7 @@
 mod average;
 mod exchange;
 mod steps;
+mod stream;
 mod types;
 
 use std::ops::Range;
@@ -41,6 +42,8 @@ pub struct PsClient {
     ranges: Vec<Range<usize>>,
     buffers_total: usize,
     compress: Compress,
+    /// Ranges of the next push that were sent before it.
+    streamed: Vec<Range<usize>>,
     /// Of each shard, where gradients are compressed: each is used by the thread that sends to it.
     feedback: Vec<Mutex<Feedback>>,
 }
@@ -113,6 +116,7 @@ impl PsClient {
             ranges: Vec::new(),
             buffers_total: 0,
             compress: Compress::None,
+            streamed: Vec::new(),
             feedback: Vec::new(),
         })
     }
@@ -257,8 +261,10 @@ impl PsClient {
         if let Some(buffers) = push.buffers {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
+        let sliced = self.complete(push.gradients)?;
         self.seq += 1;
-        let (frame, seq, feedback) = (self.frame(Kind::PushPull), self.seq, &self.feedback);
+        let (mut frame, seq, feedback) = (self.frame(Kind::PushPull), self.seq, &self.feedback);
+        frame.flags = if sliced { wire::SLICED } else { 0 };
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
             send_push(shard, connection, range, frame, push.leases, &push, feedback.get(shard))
         };
@@ -395,6 +401,9 @@ fn send_push(
         header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
     }
     let buffers = buffers.unwrap_or(&[]).iter().copied();
+    if header.flags & wire::SLICED != 0 {
+        return wire::send(connection, header, meta, buffers);
+    }
     let gradient = flat::cut(push.gradients, range.clone());
     let Some(feedback) = feedback else {
         header.body = range.len() as u64;

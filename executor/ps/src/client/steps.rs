@@ -32,8 +32,10 @@ impl PsClient {
         if let Some(buffers) = push.buffers {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
+        let sliced = self.complete(push.gradients)?;
         self.seq += 1;
-        let (frame, seq) = (self.frame(Kind::Push), self.seq);
+        let (mut frame, seq) = (self.frame(Kind::Push), self.seq);
+        frame.flags = if sliced { wire::SLICED } else { 0 };
         let mut meta = wire::encode_place(place).to_vec();
         meta.extend_from_slice(push.leases);
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {

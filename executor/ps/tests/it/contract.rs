@@ -10,9 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use tfos_ps::reference::Random;
+use tfos_ps::transport::{Acceptor, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport, connect_shared};
 #[cfg(feature = "grpc")]
 use tfos_ps::transport::{Grpc, GrpcAcceptor};
-use tfos_ps::transport::{Acceptor, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport, connect_shared};
 
 use crate::cluster::DEADLINE;
 

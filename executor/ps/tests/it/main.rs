@@ -9,6 +9,7 @@ mod failure;
 mod local_sgd;
 mod placement;
 mod refusal;
+mod slices;
 mod snapshot;
 mod staleness;
 mod training;

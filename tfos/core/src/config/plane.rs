@@ -41,6 +41,8 @@ pub enum Carrier {
     SharedMemory,
     /// Plain TCP everywhere.
     Tcp,
+    /// gRPC everywhere, for where only HTTP/2 passes.
+    Grpc,
 }
 
 /// How gradients are sent.
@@ -88,7 +90,8 @@ impl FromStr for Carrier {
             "auto" => Ok(Self::Auto),
             "shared-memory" => Ok(Self::SharedMemory),
             "tcp" => Ok(Self::Tcp),
-            other => Err(format!("`{other}` is none of `auto`, `shared-memory` and `tcp`")),
+            "grpc" => Ok(Self::Grpc),
+            other => Err(format!("`{other}` is none of `auto`, `shared-memory`, `tcp` and `grpc`")),
         }
     }
 }
@@ -99,6 +102,7 @@ impl fmt::Display for Carrier {
             Self::Auto => "auto",
             Self::SharedMemory => "shared-memory",
             Self::Tcp => "tcp",
+            Self::Grpc => "grpc",
         })
     }
 }

@@ -110,7 +110,7 @@ settings! {
     "micro-batches" micro_batches: u32,
     /// How variables are dealt to the ps: `even` or `round-robin`.
     "placement" placement: String,
-    /// What carries gradients and parameters: `auto`, `shared-memory` or `tcp`.
+    /// What carries gradients and parameters: `auto`, `shared-memory`, `tcp` or `grpc`.
     "transport" transport: String,
     /// How gradients are sent: `none`, `bf16` or `topk:FRACTION`.
     "compress" compress: String,

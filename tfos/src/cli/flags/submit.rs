@@ -51,7 +51,7 @@ pub(in crate::cli) struct SubmitFlags {
     #[arg(long, value_name = "HOW")]
     placement: Option<String>,
     /// What carries gradients and parameters: auto, which is shared memory where both ends are on one host and TCP
-    /// elsewhere, shared-memory or tcp [default: auto].
+    /// elsewhere, shared-memory, tcp, or grpc for where only HTTP/2 passes [default: auto].
     #[arg(long, value_name = "HOW")]
     transport: Option<String>,
     /// How gradients are sent: none, bf16 for half of the bytes, or topk:FRACTION for the largest ones only. What a step
