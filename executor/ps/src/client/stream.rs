@@ -31,7 +31,7 @@ impl PsClient {
                 return Ok(());
             }
             self.streamed.push(start..end);
-            bytes += size_of::<f32>() * len;
+            bytes += size_of_val(slice.as_ref());
             bucket.push((start, slice));
             if bytes < BUCKET {
                 return Ok(());
