@@ -2,17 +2,21 @@
 
 pub(crate) mod deterministic;
 mod device;
+mod local_sgd;
 pub mod module;
 pub mod shim;
 mod slices;
 mod state;
+mod step;
 pub mod tensor;
 mod trainer;
+mod variables;
 
 pub use shim::torch_version;
 pub(crate) use state::TorchState;
 pub use state::describe_devices;
 pub use tch::Tensor;
+pub use variables::created;
 
 /// Threads that an operation may use.
 pub fn set_threads(threads: usize) {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
-use tfos_core::config::Consistency;
+use tfos_core::config::{Consistency, Placement, Plane};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
-use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
+use tfos_ps::{ClientOptions, Layout, Mode, Scheduled};
 
-use super::trainer::{Begin, Computed, Loaded, Trainer, Variables};
+use super::step::Computed;
+use super::trainer::{Begin, Loaded, Trainer};
+use super::variables::Variables;
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
@@ -31,6 +33,7 @@ pub(crate) struct TorchState {
     shared: Arc<Shared>,
     connect: Option<(Vec<String>, ClientOptions)>,
     mode: Mode,
+    plane: Plane,
     max_steps: u64,
 }
 
@@ -93,8 +96,10 @@ impl TorchState {
             Consistency::Async => Mode::Async,
             Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
             Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
+            Consistency::LocalSgd { steps } => Mode::LocalSgd { steps: steps.get() },
             Consistency::Deterministic { .. } => Mode::Deterministic,
         };
+        let plane = crate::plane::read(&options.start.plane);
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
             let client = ClientOptions {
@@ -130,7 +135,7 @@ impl TorchState {
             seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
-        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, max_steps })
+        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, plane, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
@@ -163,6 +168,17 @@ impl Shared {
         }
     }
 
+    fn meet_early(&self, trainer: &mut Trainer) -> Result<(), Error> {
+        let begin = Instant::now();
+        if let Some(stepped) = trainer.meet_early()? {
+            self.counters.wait_ps(begin.elapsed());
+            self.counters.set_step(stepped.step);
+            self.counters.add_rows(stepped.rows);
+            *lock(&self.ended) |= stepped.stop;
+        }
+        Ok(())
+    }
+
     fn serve(&self) -> Result<(), Error> {
         let next = lock(&self.requests.receiver).try_recv();
         if let Ok(Request::Snapshot { id }) = next {
@@ -180,6 +196,8 @@ impl Hooks for Shared {
 
     fn idle(&self) -> Result<(), Error> {
         if let Some(trainer) = lock(&self.trainer).as_mut() {
+            // Others may wait for what this node has not pushed yet.
+            self.meet_early(trainer)?;
             *lock(&self.ended) |= trainer.idle()?;
         }
         Ok(())
@@ -249,18 +267,24 @@ impl NodeContext {
         if self.kind != PhaseKind::Train || !self.node.role.trains() {
             return self.load();
         }
-        let variables = Variables::collect(self.torch.vs.variables())?;
+        let shards = self.torch.connect.as_ref().map(|(addresses, _)| addresses.len());
+        let created = self.torch.vs.trainable_variables();
+        let whole = shards.filter(|_| self.torch.plane.placement == Placement::RoundRobin);
+        let variables = Variables::collect(self.torch.vs.variables(), whole.map(|shards| (shards, &created[..])))?;
         let chief = self.trainer == 0;
         let loading = self.loading.clone().filter(|_| chief);
         let plan = loading.as_ref().map(|loading| self.plan(loading, &variables.layout, Some(&optimizer)));
         let plan = plan.transpose()?;
         let client = match &self.torch.connect {
-            Some((addresses, options)) => Some(PsClient::connect(addresses, options)?),
+            Some((addresses, options)) => Some(crate::plane::connect(&self.torch.plane, addresses, options)?),
             None => None,
         };
         let load = loading.as_ref().zip(plan.as_ref());
         let load = load.map(|(loading, plan)| Loaded { loading, plan, runtime: &self.runtime });
         let begin = Begin { optimizer, mode: self.torch.mode, load, chief };
+        if let Some(shards) = shards.filter(|_| chief) {
+            crate::plane::tell(&variables.layout, shards, &self.torch.plane);
+        }
         let (trainer, step) = Trainer::new(variables, &begin, client)?;
         self.counters.set_step(step);
         if chief {
@@ -290,7 +314,7 @@ impl NodeContext {
     }
 
     fn load_as(&mut self, loading: &Loading) -> Result<(), Error> {
-        let mut variables = Variables::collect(self.torch.vs.variables())?;
+        let mut variables = Variables::collect(self.torch.vs.variables(), None)?;
         let plan = self.plan(loading, &variables.layout, None)?;
         variables.load(&Loaded { loading, plan: &plan, runtime: &self.runtime }, vec![])?;
         self.counters.set_step(plan.step());
@@ -318,6 +342,8 @@ impl NodeContext {
     ///
     /// In synchronous training an update that came too late is dropped, never silently: its rows return to the
     /// driver and are trained on again.
+    ///
+    /// In local SGD the variables are this node's own for a number of updates; the global step goes on when they are averaged.
     ///
     /// In deterministic training this gradient is one of several that make an update: the variables change before the
     /// first batch of the next step is given out.
@@ -351,9 +377,7 @@ impl NodeContext {
             self.counters.wait_ps(begin.elapsed());
         }
         self.counters.set_step(stepped.step);
-        if !stepped.dropped {
-            self.counters.add_rows(rows);
-        }
+        self.counters.add_rows(stepped.rows);
         let mut ended = stepped.stop || *lock(&shared.ended);
         if local {
             let (global_step, worker) = (stepped.step, shared.trainer_number);
@@ -381,7 +405,8 @@ impl NodeContext {
         let shared = Arc::clone(&self.torch.shared);
         shared.flush();
         let taken = lock(&shared.trainer).take();
-        if let Some(trainer) = taken {
+        if let Some(mut trainer) = taken {
+            shared.meet_early(&mut trainer)?;
             let kept = trainer.finish()?;
             *lock(&shared.trainer) = kept;
         }

@@ -1,13 +1,17 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
+mod consistency;
+mod plane;
 mod raw;
 mod restore;
 mod storage;
 mod units;
 mod valid;
 
+pub use consistency::Consistency;
+pub use plane::{Carrier, Compression, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
 pub use units::{ByteSize, Period};
-pub use valid::{Consistency, InputMode, Job, LogDir, Master};
+pub use valid::{InputMode, Job, LogDir, Master};

@@ -25,13 +25,19 @@ pub(in crate::cli) struct SubmitFlags {
     /// One node scores every checkpoint on the input `eval`.
     #[arg(long)]
     evaluator: bool,
-    /// Aggregate the gradients of the workers before each update [default: asynchronous].
+    /// When gradients become updates: sync (of all training nodes), sync:R (the first R of them), ssp:S (each by itself, nobody
+    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged)
+    /// [default: async].
+    #[arg(long, value_name = "HOW")]
+    consistency: Option<String>,
+    /// The same as --consistency sync, or sync:R with --replicas-to-aggregate.
     #[arg(long)]
     sync_replicas: bool,
     /// Gradients per update; fewer than the workers makes the rest backups [default: all].
     #[arg(long, value_name = "R")]
     replicas_to_aggregate: Option<u32>,
-    /// Asynchronous, but no training node is more than so many of its own steps ahead of the slowest one that has rows.
+    /// The same as --consistency ssp:S: no training node is more than so many of its own steps ahead of the slowest one
+    /// that has rows.
     #[arg(long, value_name = "S")]
     max_staleness: Option<u32>,
     /// The same parameters, bit by bit, in every run: for any number of workers and ps, and after a resume. CPU only.
@@ -40,6 +46,18 @@ pub(in crate::cli) struct SubmitFlags {
     /// Batches of which the gradients make one update in deterministic training [default: 8].
     #[arg(long, value_name = "M")]
     micro_batches: Option<u32>,
+    /// How variables are dealt to the ps: even, which cuts all of them as one vector, or round-robin, whole in the order of
+    /// their creation, as TensorFlow does [default: even].
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
+    /// What carries gradients and parameters: auto, which is shared memory where both ends are on one host and TCP
+    /// elsewhere, shared-memory, tcp, or grpc for where only HTTP/2 passes [default: auto].
+    #[arg(long, value_name = "HOW")]
+    transport: Option<String>,
+    /// How gradients are sent: none, bf16 for half of the bytes, or topk:FRACTION for the largest ones only. What a step
+    /// leaves out is added to the next one [default: none].
+    #[arg(long, value_name = "HOW")]
+    compress: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -147,11 +165,15 @@ impl SubmitFlags {
             num_ps: self.num_ps,
             num_gpus: self.num_gpus,
             evaluator: on(self.evaluator),
+            consistency: self.consistency.clone(),
             sync_replicas: on(self.sync_replicas),
             replicas_to_aggregate: self.replicas_to_aggregate,
             max_staleness: self.max_staleness,
             deterministic: on(self.deterministic),
             micro_batches: self.micro_batches,
+            placement: self.placement.clone(),
+            transport: self.transport.clone(),
+            compress: self.compress.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,

@@ -3,7 +3,6 @@
 
 use super::Served;
 use crate::error::{Error, Refusal, Violation};
-use crate::layout::shard_range;
 use crate::loader::{Loading, within};
 use crate::sequencer::{Event, Mode};
 use crate::server::ServerEvent;
@@ -16,7 +15,10 @@ impl Served<'_> {
         let options = &self.inner.options;
         let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
         let init: Init = wire::from_json(&*self.connection, "init", &meta)?;
-        let range = shard_range(init.layout.total, options.num_shards, options.shard);
+        if let Err(detail) = init.layout.check_cuts(options.num_shards) {
+            return Err(wire::violated(&*self.connection, Violation::Malformed { what: "layout", detail }));
+        }
+        let range = init.layout.range(options.num_shards, options.shard);
         let len = range.len();
         let has_buffers = options.shard == 0;
         let buffers_len = if has_buffers { init.layout.buffers_total } else { 0 };
@@ -74,8 +76,21 @@ impl Served<'_> {
         let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
         let variables = init.layout.parts_in(range.clone());
         let exact = init.mode == Mode::Deterministic;
-        let begin =
-            Begin { shard, alone, exact, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
+        let local_steps = init.mode.local_steps();
+        let begin = Begin {
+            shard,
+            alone,
+            exact,
+            range,
+            variables,
+            optimizer,
+            local_steps,
+            step,
+            optimizer_step,
+            params,
+            slots,
+            buffers,
+        };
         self.prepared = Some(Box::new((begin, init)));
         wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], [])
     }
@@ -104,8 +119,9 @@ impl Served<'_> {
         }
         let shard = Shard::new(begin)?;
         if inner.order.is_some() {
-            // A single shard measures as it applies, there is nobody to ask.
-            let rounds = if inner.options.num_shards > 1 { init.optimizer.rounds().len() as u32 } else { 0 };
+            // A single shard measures as it applies, there is nobody to ask; and a mean of states needs no measure.
+            let measured = inner.options.num_shards > 1 && init.mode.local_steps().is_none();
+            let rounds = if measured { init.optimizer.rounds().len() as u32 } else { 0 };
             inner.sequence(Event::Initialised { mode: init.mode, step, rounds })?;
         }
         inner.emit(ServerEvent::Initialised { step, layout: init.layout.clone() });
