@@ -12,6 +12,9 @@ use super::{Arena, CHUNK, Cut, Floats, Pool, fence, stream};
 use crate::error::Error;
 use crate::optimizer::MAX_SLOTS;
 
+/// Elements that are copied at a time where nothing is computed.
+const COPIED: usize = 4096;
+
 /// All slots of a range of the flat vector.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -148,8 +151,8 @@ impl Slots {
     /// All values, by slot; what a snapshot holds is copied before.
     pub(crate) fn all_mut(&mut self) -> Result<Vec<Vec<&mut [f32]>>, Error> {
         self.begin();
-        for block in self.blocks(0..self.len, self.chunk) {
-            self.views_mut(block)?;
+        for block in self.blocks(0..self.len, COPIED) {
+            self.update(block, |_| Ok(()))?;
         }
         self.end();
         let (len, chunk) = (self.len, self.chunk);

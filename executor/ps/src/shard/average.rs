@@ -25,16 +25,18 @@ impl Shard {
         let len = self.len();
         let mut next = self.pool.take()?;
         let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
-        let count = self.slots.count();
         self.slots.begin();
         for block in self.slots.blocks(0..len, BLOCK) {
-            let views = &mut self.slots.views_mut(block.clone())?[..count];
-            let vectors = std::iter::once(&mut out[block.clone()]).chain(views.iter_mut().map(|view| &mut **view));
-            for (vector, into) in vectors.enumerate() {
-                let place = vector * len + block.start..vector * len + block.end;
-                let (scale, mean) = aggregated(&self.staged, parts, place, &mut self.scratch);
-                into.iter_mut().zip(mean).for_each(|(into, mean)| *into = scale * mean);
-            }
+            let (params, staged, scratch) = (&mut out[block.clone()], &self.staged, &mut self.scratch);
+            self.slots.update(block.clone(), |views| {
+                let vectors = std::iter::once(params).chain(views.iter_mut().map(|view| &mut **view));
+                for (vector, into) in vectors.enumerate() {
+                    let place = vector * len + block.start..vector * len + block.end;
+                    let (scale, mean) = aggregated(staged, parts, place, scratch);
+                    into.iter_mut().zip(mean).for_each(|(into, mean)| *into = scale * mean);
+                }
+                Ok(())
+            })?;
         }
         self.slots.end();
         self.optimizer_step += u64::from(steps);
