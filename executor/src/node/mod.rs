@@ -9,6 +9,8 @@ mod stage;
 
 pub use context::{Checkpoints, NodeContext, PhaseKind};
 pub(crate) use host::{HostOptions, NodeHost};
+#[cfg(feature = "ballista")]
+pub(crate) use host::unpanicked;
 #[cfg(feature = "torch")]
 pub(crate) use host::{Request, Requests};
 #[cfg(test)]

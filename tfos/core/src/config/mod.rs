@@ -1,11 +1,13 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
+mod engine;
 mod raw;
 mod restore;
 mod storage;
 mod units;
 mod valid;
 
+pub use engine::Engine;
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
