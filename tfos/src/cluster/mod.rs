@@ -178,8 +178,9 @@ impl Cluster {
     }
 
     /// Trains for `epochs` passes over the rows of `data`. Scans, filters, projections and functions run in the nodes
-    /// that train, while they train. A query with an exchange (join, aggregate, window, sort, limit) is staged first: one
-    /// executor runs it into files of the model directory, which are fed then, also after a resume.
+    /// that train, while they train. A query with an exchange (join, aggregate, window, sort, limit) is staged first: it
+    /// is run into files of the model directory, by one executor or by all that train (`--engine`), and these are fed then,
+    /// also after a resume.
     /// Rows that a restored checkpoint has seen are not fed again.
     ///
     /// With `--deterministic` a query whose rows cannot be counted before it runs (a filter, files without statistics) is

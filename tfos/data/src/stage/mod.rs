@@ -67,7 +67,7 @@ pub async fn stage(
     // All at once: a repartitioning fills the queues of every output, and stands still when one is not read.
     let partitions = execute_stream_partitioned(Arc::clone(plan), ctx.task_ctx())?;
     let file_bytes = file_bytes(partitions.len());
-    let mut tasks = JoinSet::new();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     for (partition, rows) in partitions.into_iter().enumerate() {
         let place = (Arc::clone(&store), folder.clone());
         let files = Files::new(place, partition, String::new(), file_bytes, &rows.schema());
