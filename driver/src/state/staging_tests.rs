@@ -57,7 +57,8 @@ fn a_partition_that_is_written_twice_ends_the_attempt() {
 #[test] // ERR-1
 fn what_the_engine_says_is_the_cause_only_where_nobody_knows_better() {
     let failed = |reason: &str| Event::QueryFailed { reason: reason.into() };
-    let cause = |actions: Vec<Action>| actions.into_iter().find_map(|a| if let Action::Fail(f) = a { Some(f) } else { None });
+    let cause =
+        |actions: Vec<Action>| actions.into_iter().find_map(|a| if let Action::Fail(f) = a { Some(f) } else { None });
     let mut job = staging(3);
     job.event(failed("no such operator"));
     let alone = cause(job.after(SETTLE).take()).unwrap().to_string();

@@ -61,8 +61,7 @@ impl ExecutionEngine for Tasks {
                 None => Transformed::no(node),
             })
         })?;
-        let made =
-            self.ballista.create_query_stage_exec(job, stage, task, partitions, placed.data, work_dir, config);
+        let made = self.ballista.create_query_stage_exec(job, stage, task, partitions, placed.data, work_dir, config);
         match made {
             Ok(task) => Ok(Arc::new(Told { task, reports: Arc::clone(&self.reports) })),
             Err(e) => Err(self.reports.told(e)),

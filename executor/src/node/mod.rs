@@ -8,9 +8,9 @@ mod results;
 mod stage;
 
 pub use context::{Checkpoints, NodeContext, PhaseKind};
-pub(crate) use host::{HostOptions, NodeHost};
 #[cfg(feature = "ballista")]
 pub(crate) use host::unpanicked;
+pub(crate) use host::{HostOptions, NodeHost};
 #[cfg(feature = "torch")]
 pub(crate) use host::{Request, Requests};
 #[cfg(test)]

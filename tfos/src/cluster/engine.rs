@@ -121,7 +121,9 @@ mod none {
 
     impl Cluster {
         pub(in super::super) fn prepare(&mut self, _: &Query, _: &str) -> Result<(Submitted, String, String)> {
-            Err(crate::Error::Usage("this program is built without Ballista; build it with `--features ballista`".into()))
+            Err(crate::Error::Usage(
+                "this program is built without Ballista; build it with `--features ballista`".into(),
+            ))
         }
     }
 }

@@ -312,7 +312,8 @@ impl Cluster {
         rows_before: u64,
         restored_step: GlobalStep,
     ) -> Result<PhaseOutcome> {
-        let spec = PhaseSpec { committed, rows_before, restored_step, ..self.phase_spec(kind, planned, inputs, epochs) };
+        let spec =
+            PhaseSpec { committed, rows_before, restored_step, ..self.phase_spec(kind, planned, inputs, epochs) };
         self.run_phase(spec, None)
     }
 

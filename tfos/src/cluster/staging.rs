@@ -98,10 +98,13 @@ impl Cluster {
         let attempt = format!("g{}", self.generation);
         let address = self.url(&format!("{folder}/{attempt}"));
         let engine = self.choose_engine(&self.formed()?);
-        self.progress.say(&format!("{why}: it is staged into files first, by {}", match engine {
-            Engine::DataFusion => "one executor".to_owned(),
-            Engine::Ballista => format!("{} executors (Ballista)", self.job.shape.num_trainers()),
-        }));
+        self.progress.say(&format!(
+            "{why}: it is staged into files first, by {}",
+            match engine {
+                Engine::DataFusion => "one executor".to_owned(),
+                Engine::Ballista => format!("{} executors (Ballista)", self.job.shape.num_trainers()),
+            }
+        ));
         let mut input = proto::Input { name: "query".into(), files: vec![address.clone()], ..Default::default() };
         let mut spec = self.phase_spec(PhaseKind::Stage, Planned::of_files(vec![], vec![None]), vec![], 1);
         let submitted = match engine {

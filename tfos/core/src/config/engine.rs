@@ -32,7 +32,10 @@ impl Engine {
             bad("engine", "this program is built without Ballista; build it with `--features ballista`".into());
         }
         if engine == Self::Ballista && raw.deterministic.unwrap_or(false) {
-            bad("engine", "not `ballista` with --deterministic: after a shuffle rows come in another order each time".into());
+            bad(
+                "engine",
+                "not `ballista` with --deterministic: after a shuffle rows come in another order each time".into(),
+            );
         }
         Some(engine)
     }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use datafusion::arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::Result as DfResult;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::internal_err;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
@@ -124,7 +124,9 @@ impl ExecutionPlan for Sink {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DfResult<SendableRecordBatchStream> {
-        let Some(writer) = self.writer.clone() else { return internal_err!("a StageSink is not run where it is planned") };
+        let Some(writer) = self.writer.clone() else {
+            return internal_err!("a StageSink is not run where it is planned");
+        };
         let whole = match &self.partitions {
             None => Some(partition),
             Some(partitions) => partitions.get(partition).copied(),
