@@ -183,9 +183,11 @@ mod tests {
         let telling = Arc::clone(&told);
         let writer = Writer::new("w0".into(), all, move |written| telling.lock().unwrap().push(written));
         let address = dir.path().display().to_string();
-        let sink: Arc<dyn ExecutionPlan> = Arc::new(Sink::new(query, address, Some(writer)));
+        let bytes = crate::plan::encode(&query).unwrap();
         for _ in 0..2 {
-            let summary = collect(Arc::clone(&sink), ctx.task_ctx()).await.unwrap();
+            let attempt = crate::plan::decode(&bytes, &ctx).unwrap();
+            let sink = Sink::new(attempt, address.clone(), Some(writer.clone()));
+            let summary = collect(Arc::new(sink), ctx.task_ctx()).await.unwrap();
             assert_eq!(summary.iter().map(RecordBatch::num_rows).sum::<usize>(), all);
         }
         let told = told.lock().unwrap();
