@@ -7,6 +7,7 @@ mod bad_data;
 mod bad_input;
 mod ballista;
 mod cli;
+mod consistency;
 mod determinism;
 mod failure;
 mod faults;

@@ -57,6 +57,7 @@ impl DeterministicTrainer {
             variables: layout.parts_in(range.clone()),
             range,
             optimizer,
+            local_steps: None,
             step,
             optimizer_step: saved.map_or(0, |state| state.optimizer_step),
             params: params.concat(),

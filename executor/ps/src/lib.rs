@@ -34,7 +34,7 @@ mod snapshot;
 pub mod transport;
 pub mod wire;
 
-pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status};
+pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status, Vector};
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
 pub use deterministic::DeterministicTrainer;
 pub use error::{Error, Refusal, Violation};

@@ -78,6 +78,16 @@ impl LocalTrainer {
         self.step
     }
 
+    /// The values of each slot, to be read or replaced, in order.
+    pub fn slots_mut(&mut self) -> Result<Vec<Vec<&mut [f32]>>, Error> {
+        self.slots.all_mut()
+    }
+
+    /// Goes on from another point: global step `step`, after so many updates of the optimizer.
+    pub fn set_steps(&mut self, step: u64, optimizer_step: u64) {
+        (self.step, self.optimizer_step) = (step, optimizer_step);
+    }
+
     /// One update in place; returns the new global step. Both lists have one slice per variable, in layout order;
     /// after a length error nothing has been changed.
     pub fn apply(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<u64, Error> {

@@ -4,14 +4,14 @@
 //! |---|---|---|
 //! | 0..4 | magic | `TFPS` |
 //! | 4 | kind | [`Kind`] |
-//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`]; of a decision its tag |
+//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`SLOTS`]; of a decision its tag |
 //! | 8..12 | worker | number of parts in a decision about an update |
 //! | 12..16 | meta | length of meta in bytes |
 //! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
 //! | 24..32 | step | global step (base step in a push) |
-//! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged |
+//! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged; optimizer step in answers of local SGD |
 //! | 40..48 | loss | f64; optimizer step (u64) in Init |
-//! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots; of what is to be loaded only the fresh ones |
+//! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots (in local SGD always); of what is to be loaded only the fresh ones |
 //! | 56..64 | aux | number of f32 after the body: buffers |
 //!
 //! A ps reads a push completely before it answers, and waits for nothing while it reads; a worker reads an answer
@@ -28,7 +28,7 @@ use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -37,6 +37,8 @@ pub const STOP: u8 = 2;
 pub const BUFFERS: u8 = 4;
 /// Flag of ps:0's Welcome: the chief has initialised, at global step `step`.
 pub const INITIALISED: u8 = 8;
+/// Flag of a Pull: the slots are asked for, not the parameters.
+pub const SLOTS: u8 = 16;
 
 const MAGIC: [u8; 4] = *b"TFPS";
 const HEADER: usize = 64;

@@ -2,10 +2,12 @@
 
 pub(crate) mod deterministic;
 mod device;
+mod local_sgd;
 pub mod module;
 pub mod shim;
 mod slices;
 mod state;
+mod step;
 pub mod tensor;
 mod trainer;
 

@@ -11,7 +11,8 @@ use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt
 use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
 
-use super::trainer::{Begin, Computed, Loaded, Trainer, Variables};
+use super::step::Computed;
+use super::trainer::{Begin, Loaded, Trainer, Variables};
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
@@ -93,6 +94,7 @@ impl TorchState {
             Consistency::Async => Mode::Async,
             Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
             Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
+            Consistency::LocalSgd { steps } => Mode::LocalSgd { steps: steps.get() },
             Consistency::Deterministic { .. } => Mode::Deterministic,
         };
         let addresses = options.spec.addresses(Role::Ps);
@@ -163,6 +165,17 @@ impl Shared {
         }
     }
 
+    fn meet_early(&self, trainer: &mut Trainer) -> Result<(), Error> {
+        let begin = Instant::now();
+        if let Some(stepped) = trainer.meet_early()? {
+            self.counters.wait_ps(begin.elapsed());
+            self.counters.set_step(stepped.step);
+            self.counters.add_rows(stepped.rows);
+            *lock(&self.ended) |= stepped.stop;
+        }
+        Ok(())
+    }
+
     fn serve(&self) -> Result<(), Error> {
         let next = lock(&self.requests.receiver).try_recv();
         if let Ok(Request::Snapshot { id }) = next {
@@ -180,6 +193,8 @@ impl Hooks for Shared {
 
     fn idle(&self) -> Result<(), Error> {
         if let Some(trainer) = lock(&self.trainer).as_mut() {
+            // Others may wait for what this node has not pushed yet.
+            self.meet_early(trainer)?;
             *lock(&self.ended) |= trainer.idle()?;
         }
         Ok(())
@@ -319,6 +334,8 @@ impl NodeContext {
     /// In synchronous training an update that came too late is dropped, never silently: its rows return to the
     /// driver and are trained on again.
     ///
+    /// In local SGD the variables are this node's own for a number of updates; the global step goes on when they are averaged.
+    ///
     /// In deterministic training this gradient is one of several that make an update: the variables change before the
     /// first batch of the next step is given out.
     pub fn step(&mut self, loss: &Tensor) -> Result<u64, Error> {
@@ -351,9 +368,7 @@ impl NodeContext {
             self.counters.wait_ps(begin.elapsed());
         }
         self.counters.set_step(stepped.step);
-        if !stepped.dropped {
-            self.counters.add_rows(rows);
-        }
+        self.counters.add_rows(stepped.rows);
         let mut ended = stepped.stop || *lock(&shared.ended);
         if local {
             let (global_step, worker) = (stepped.step, shared.trainer_number);
@@ -381,7 +396,8 @@ impl NodeContext {
         let shared = Arc::clone(&self.torch.shared);
         shared.flush();
         let taken = lock(&shared.trainer).take();
-        if let Some(trainer) = taken {
+        if let Some(mut trainer) = taken {
+            shared.meet_early(&mut trainer)?;
             let kept = trainer.finish()?;
             *lock(&shared.trainer) = kept;
         }

@@ -7,12 +7,14 @@ use tfos_core::checkpoint::Loading;
 use tfos_core::rows::MicroBatch;
 use tfos_ps::memory::{Arena, Cut};
 use tfos_ps::{
-    Awaited, Commit, DeterministicTrainer, FullState, InitState, Layout, Load, LocalTrainer, Mode, Place, PsClient,
-    Push, Scheduled, Snapshot,
+    Awaited, DeterministicTrainer, FullState, InitState, Layout, Load, LocalTrainer, Mode, Place, PsClient, Push,
+    Scheduled, Snapshot,
 };
 
 use super::device::DeviceOptimizer;
+use super::local_sgd::LocalSgd;
 use super::slices::{Frozen, check, floats, floats_mut};
+use super::step::{Computed, Stepped};
 use crate::Error;
 use crate::checkpoint::{Destination, Plan, Segments};
 use crate::feed::Begun;
@@ -27,33 +29,8 @@ enum Backend {
     Device(DeviceOptimizer, u64),
     /// On the parameter servers.
     Ps(PsClient),
-}
-
-/// What became of a step.
-#[derive(Debug, Clone)]
-pub(super) struct Stepped {
-    pub(super) step: u64,
-    /// Stale: not applied, the rows go back.
-    pub(super) dropped: bool,
-    /// No further step will be applied.
-    pub(super) stop: bool,
-    /// Deterministic training without ps: the parts of the step that was made.
-    pub(super) parts: Vec<Commit>,
-}
-
-impl Stepped {
-    fn to(step: u64) -> Self {
-        Self { step, dropped: false, stop: false, parts: vec![] }
-    }
-}
-
-/// What a step was computed from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Computed<'a> {
-    pub(super) loss: f64,
-    pub(super) rows: u64,
-    pub(super) leases: &'a [u8],
-    pub(super) micro_batch: Option<MicroBatch>,
+    /// Here, and now and then averaged on the parameter servers.
+    Averaged(Box<LocalSgd>),
 }
 
 pub(super) struct Trainer {
@@ -210,8 +187,38 @@ impl Trainer {
             chief: begin.chief,
         };
         let step = trainer.meet(begin, step)?;
+        trainer.take_alone(begin.mode, step)?;
         trainer.begun = in_steps.then(|| copies(&trainer.buffers)).transpose()?;
         Ok((trainer, step))
+    }
+
+    /// Local SGD: from here on updates are made here.
+    fn take_alone(&mut self, mode: Mode, step: u64) -> Result<(), Error> {
+        let Mode::LocalSgd { steps } = mode else { return Ok(()) };
+        if self.host.is_some() {
+            return Err(Error::Usage {
+                what: "a variable is not on the CPU".into(),
+                try_this: "local-sgd keeps the optimizer on the CPU: create variables on ctx.variables()".into(),
+            });
+        }
+        let local = LocalTrainer::new((*self.layout).clone(), self.optimizer, step)?;
+        let before = Backend::Local(LocalTrainer::new(Layout::new([], [])?, self.optimizer, step)?);
+        self.backend = match std::mem::replace(&mut self.backend, before) {
+            Backend::Ps(client) => Backend::Averaged(Box::new(LocalSgd::begin(client, local, steps, step)?)),
+            // There is nobody to meet.
+            alone => alone,
+        };
+        Ok(())
+    }
+
+    /// Local SGD: meets the others before it is time, as there will be no rows for a while; `None` if there is no news.
+    pub(super) fn meet_early(&mut self) -> Result<Option<Stepped>, Error> {
+        let Backend::Averaged(local) = &mut self.backend else { return Ok(None) };
+        if !local.has_news() {
+            return Ok(None);
+        }
+        let buffers = if self.chief { on_host(&self.buffers)? } else { vec![] };
+        no_grad(|| local.meet(&mut self.variables, &buffers)).map(Some)
     }
 
     /// Chief: gives the ps their state, or has them read it. Who has not got it then waits for it and takes it.
@@ -296,15 +303,22 @@ impl Trainer {
                 let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
                 let mut params: Vec<&mut [f32]> = self.variables.iter_mut().map(floats_mut).collect();
                 let step = local.apply(&mut params, &gradients)?;
-                Ok(Stepped::to(step))
+                Ok(Stepped::to(step, rows))
             }
             Backend::Device(optimizer, step) => {
                 optimizer.apply(*step, &mut self.variables, &gradients)?;
                 *step += 1;
-                Ok(Stepped::to(*step))
+                Ok(Stepped::to(*step, rows))
             }
             // Is pushed to.
-            Backend::Steps(steps) => Ok(Stepped::to(steps.step())),
+            Backend::Steps(steps) => Ok(Stepped::to(steps.step(), rows)),
+            Backend::Averaged(local) => {
+                if !local.apply(&mut self.variables, &gradients, computed)? {
+                    return Ok(Stepped::to(local.step(), 0));
+                }
+                let buffers = if self.chief { on_host(&self.buffers)? } else { vec![] };
+                local.meet(&mut self.variables, &buffers)
+            }
             Backend::Ps(client) => {
                 let buffers = if self.chief && !self.buffers.is_empty() { on_host(&self.buffers)? } else { vec![] };
                 let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
@@ -330,7 +344,8 @@ impl Trainer {
                     client.push_pull(push, &mut params)?
                 };
                 self.upload()?;
-                Ok(Stepped { dropped: outcome.dropped, stop: outcome.stop, ..Stepped::to(outcome.step) })
+                let rows = if outcome.dropped { 0 } else { rows };
+                Ok(Stepped { stop: outcome.stop, ..Stepped::to(outcome.step, rows) })
             }
         }
     }
@@ -358,7 +373,7 @@ impl Trainer {
         match &mut self.backend {
             Backend::Ps(client) => {
                 let stop = client.push(push, place)?;
-                Ok(Stepped { stop, ..Stepped::to(client.step()) })
+                Ok(Stepped { stop, ..Stepped::to(client.step(), rows) })
             }
             Backend::Steps(steps) => {
                 let parts = steps.push(push, place)?;
@@ -367,10 +382,10 @@ impl Trainer {
                     let mut begun: Vec<&mut [f32]> = begun.iter_mut().map(floats_mut).collect();
                     steps.read(&mut params, &mut begun)?;
                 }
-                Ok(Stepped { parts, ..Stepped::to(steps.step()) })
+                Ok(Stepped { parts, ..Stepped::to(steps.step(), rows) })
             }
             // Never deterministic, see `new`.
-            Backend::Local(_) | Backend::Device(..) => Ok(Stepped::to(0)),
+            Backend::Local(_) | Backend::Device(..) | Backend::Averaged(_) => Ok(Stepped::to(0, 0)),
         }
     }
 
@@ -405,6 +420,7 @@ impl Trainer {
     pub(super) fn idle(&mut self) -> Result<bool, Error> {
         match &mut self.backend {
             Backend::Ps(client) => Ok(client.idle()?.stop),
+            Backend::Averaged(local) => Ok(local.client().idle()?.stop),
             Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(false),
         }
     }
@@ -412,13 +428,14 @@ impl Trainer {
     pub(super) fn active(&mut self) -> Result<bool, Error> {
         match &mut self.backend {
             Backend::Ps(client) => Ok(client.active()?.stop),
+            Backend::Averaged(local) => Ok(local.client().active()?.stop),
             Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(false),
         }
     }
 
     /// True when updates are made here and the checkpoint is this trainer's to take.
     pub(super) fn is_local(&self) -> bool {
-        !matches!(self.backend, Backend::Ps(_))
+        !matches!(self.backend, Backend::Ps(_) | Backend::Averaged(_))
     }
 
     /// The whole state: on the CPU without a copy of what does not change yet, of a GPU copied to the host.
@@ -445,17 +462,15 @@ impl Trainer {
                     buffers: Some(buffers.concat()),
                 }))
             }
-            Backend::Ps(_) => Ok(None),
+            Backend::Ps(_) | Backend::Averaged(_) => Ok(None),
         }
     }
 
     /// Tells the ps that this trainer is done; the variables stay usable.
     pub(super) fn finish(self) -> Result<Option<Self>, Error> {
         match self.backend {
-            Backend::Ps(client) => {
-                client.finish()?;
-                Ok(None)
-            }
+            Backend::Ps(client) => client.finish().map(|()| None).map_err(Error::from),
+            Backend::Averaged(local) => local.into_client().finish().map(|()| None).map_err(Error::from),
             Backend::Local(_) | Backend::Steps(_) | Backend::Device(..) => Ok(Some(self)),
         }
     }

@@ -64,7 +64,7 @@ pub(super) fn dry_run(job: &Job, output: Output) {
     println!("application    {} {}", job.application, job.arguments.join(" "));
     println!("launcher       {launcher}");
     println!("model dir      {}", job.model_dir.as_deref().unwrap_or("temporary, gone with the job"));
-    let mode = match job.consistency {
+    let mode = match &job.consistency {
         Consistency::Deterministic { micro_batches } => {
             format!("deterministic, of {micro_batches} batches each, added in one order")
         }
@@ -75,6 +75,9 @@ pub(super) fn dry_run(job: &Job, output: Output) {
         }
         Consistency::Bounded { max_staleness } => {
             format!("asynchronous, nobody more than {max_staleness} steps ahead of the slowest")
+        }
+        Consistency::LocalSgd { steps } => {
+            format!("local: each training node takes {steps} steps alone, then all are averaged")
         }
     };
     println!("updates        {mode}");

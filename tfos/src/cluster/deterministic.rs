@@ -18,7 +18,7 @@ impl Cluster {
     pub(super) fn micro_batches(&self) -> Option<NonZeroU32> {
         match self.job.consistency {
             Consistency::Deterministic { micro_batches } => Some(micro_batches),
-            Consistency::Async | Consistency::Sync { .. } | Consistency::Bounded { .. } => None,
+            _ => None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A worker's end: cuts its tensors to the shards, talks to all of them at once, copies nothing.
 
+mod average;
 mod exchange;
 mod steps;
 mod types;
@@ -7,6 +8,7 @@ mod types;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use self::average::Vector;
 use self::exchange::{exchange, expect_length, recv_params};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
 use crate::error::{Error, Refusal, Violation};

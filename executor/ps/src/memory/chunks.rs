@@ -114,6 +114,22 @@ impl Slots {
         Ok(views)
     }
 
+    /// All values, by slot; what a snapshot holds is copied before.
+    pub(crate) fn all_mut(&mut self) -> Result<Vec<Vec<&mut [f32]>>, Error> {
+        self.begin();
+        for block in self.blocks(0..self.len, self.chunk) {
+            self.views_mut(block)?;
+        }
+        self.end();
+        let (len, chunk) = (self.len, self.chunk);
+        let used = |index: usize| (len - index * chunk).min(chunk);
+        let all = self.chunks.iter_mut().map(|slot| {
+            let chunks = slot.iter_mut().enumerate();
+            chunks.filter_map(|(i, floats)| Arc::get_mut(floats).map(|floats| &mut floats[..used(i)])).collect()
+        });
+        Ok(all.collect())
+    }
+
     /// The slots as they are now, without a copy. What the next update writes into is sought meanwhile.
     pub(crate) fn freeze(&self) -> impl Iterator<Item = Cut> {
         self.pool.prepare(self.chunks.iter().map(Vec::len).sum());

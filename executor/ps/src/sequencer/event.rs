@@ -18,9 +18,28 @@ pub enum Mode {
     /// As `Async`, but the answer to a push waits while its worker is more than so many of its own steps ahead of the
     /// slowest active worker; with 0 they go in step.
     Bounded { max_staleness: u32 },
+    /// A push is not a gradient but what a worker made of the parameters by so many updates of its own, and of the slots:
+    /// the mean of those of all active workers, weighted by rows, becomes the next step, as in `Sync`.
+    LocalSgd { steps: u32 },
     /// Each push says which part of which step it is ([`Place`]). When all parts of the next step are complete, their sum
     /// in the order of their places, weighted by rows, becomes it, whoever pushed them and in whatever order.
     Deterministic,
+}
+
+impl Mode {
+    /// Pushes that make a step when more workers than that are active.
+    pub(super) fn wanted(self) -> usize {
+        match self {
+            Mode::Sync { replicas_to_aggregate } => replicas_to_aggregate.max(1) as usize,
+            Mode::Async | Mode::Bounded { .. } => 1,
+            Mode::LocalSgd { .. } | Mode::Deterministic => usize::MAX,
+        }
+    }
+
+    /// How many updates of its own a worker pushes at a time; `None` where it pushes gradients.
+    pub(crate) fn local_steps(self) -> Option<u32> {
+        if let Mode::LocalSgd { steps } = self { Some(steps) } else { None }
+    }
 }
 
 /// Which part of its step a push is, in deterministic training.

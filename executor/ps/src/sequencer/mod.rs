@@ -245,9 +245,9 @@ impl Sequencer {
                     };
                     self.apply(vec![push], actions);
                 }
-                Mode::Sync { replicas_to_aggregate } => {
+                Mode::Sync { .. } | Mode::LocalSgd { .. } => {
                     self.drop_stale(actions);
-                    let wanted = replicas_to_aggregate.max(1) as usize;
+                    let wanted = mode.wanted();
                     let active = self.workers.values().filter(|worker| worker.presence.is_counted()).count();
                     if self.complete.is_empty() || self.complete.len() < wanted.min(active) {
                         return;

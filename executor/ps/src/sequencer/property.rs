@@ -211,7 +211,7 @@ impl Model {
             let told = self.told.get_mut(&(part.worker, part.seq)).expect("never pushed");
             assert!(told.meta && told.staged.len() == self.shards, "PS-1: {part:?} is incomplete");
             assert!(!told.fenced, "PS-1: {part:?} of a worker that was gone");
-            if matches!(self.mode, Mode::Sync { .. }) {
+            if matches!(self.mode, Mode::Sync { .. } | Mode::LocalSgd { .. }) {
                 assert_eq!(told.base, self.step, "PS-3");
             }
             told.decided += 1;
@@ -249,7 +249,7 @@ impl Model {
             _ if self.step >= self.max_steps => 0,
             // Has a test of its own.
             Mode::Deterministic => waiting,
-            Mode::Sync { replicas_to_aggregate } => (replicas_to_aggregate as usize).min(self.counted.len()).max(1) - 1,
+            mode @ (Mode::Sync { .. } | Mode::LocalSgd { .. }) => mode.wanted().min(self.counted.len()).max(1) - 1,
         };
         assert!(waiting <= allowed, "PS-5: {waiting} pushes wait, {} workers count", self.counted.len());
     }
@@ -276,8 +276,9 @@ fn run(seed: u64) -> (u32, u64) {
     let shards = 1 + random.below(3) as usize;
     let workers = 1 + random.below(4) as u32;
     let replicas_to_aggregate = 1 + random.below(4) as u32;
-    let mode = match random.below(5) {
+    let mode = match random.below(6) {
         0 => Mode::Async,
+        5 => Mode::LocalSgd { steps: 8 },
         1..3 => Mode::Bounded { max_staleness: random.below(4) as u32 },
         _ => Mode::Sync { replicas_to_aggregate },
     };

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
+use crate::memory::Cut;
 use crate::sequencer::{Event, Mode, Place, PushMeta};
 use crate::server::peer::{first_seq, session_of};
 use crate::server::state::{Inner, lock};
-use crate::shard::{Begin, Staged, Version};
+use crate::shard::{Begin, SlotState, Staged, Version};
 use crate::transport::Connection;
 use crate::wire::{self, Header, Init, Kind};
 
@@ -109,6 +110,7 @@ impl Served<'_> {
                 Kind::Init => self.init(header)?,
                 Kind::Begin => self.install()?,
                 Kind::WaitInit => self.wait_init(header)?,
+                Kind::Pull if header.flags & wire::SLOTS != 0 => self.slots()?,
                 Kind::Pull => self.pull()?,
                 Kind::Idle if is_first => self.presence(Event::WorkerIdle(self.worker))?,
                 Kind::Active if is_first => self.presence(Event::WorkerActive(self.worker))?,
@@ -172,6 +174,18 @@ impl Served<'_> {
         self.answer(header, &version, &buffers)
     }
 
+    /// The slots alone, for a worker that takes updates by itself.
+    fn slots(&mut self) -> Result<(), Error> {
+        let Some((step, state)) = lock(&self.inner.shard).as_ref().map(|s| (s.current().step, s.slot_state())) else {
+            return self.refuse(Refusal::NotInitialised);
+        };
+        let slots = copies(&state)?;
+        let mut header = Header::new(Kind::State);
+        (header.step, header.rows) = (step, state.optimizer_step);
+        header.body = slots.iter().map(|slot| slot.len() as u64).sum();
+        wire::send(&mut *self.connection, header, &[], slots.iter().map(Vec::as_slice))
+    }
+
     fn answer(&mut self, mut header: Header, version: &Version, buffers: &[f32]) -> Result<(), Error> {
         header.step = version.step;
         header.body = version.params.len() as u64;
@@ -209,7 +223,7 @@ impl Served<'_> {
         let answered = header.kind == Kind::Push;
         let (mut lengths, mut free) = (None, self.spare.take());
         if let Some(shard) = lock(&self.inner.shard).as_mut() {
-            lengths = Some((shard.len(), shard.buffers().map_or(0, <[f32]>::len)));
+            lengths = Some((shard.push_len(), shard.buffers().map_or(0, <[f32]>::len)));
             free = free.or_else(|| shard.take_free());
         }
         let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
@@ -310,6 +324,19 @@ impl Served<'_> {
         let mut header = Header::new(Kind::Result);
         (header.worker, header.seq) = (worker, seq);
         header.flags = self.stop_flag() | if outcome.dropped { wire::DROPPED } else { 0 };
-        self.answer(header, &outcome.version, &[])
+        if outcome.slots.slots.is_empty() {
+            header.rows = outcome.slots.optimizer_step;
+            return self.answer(header, &outcome.version, &[]);
+        }
+        let slots = copies(&outcome.slots)?;
+        let params = &outcome.version.params[..];
+        (header.step, header.rows) = (outcome.version.step, outcome.slots.optimizer_step);
+        header.body = (params.len() * (1 + slots.len())) as u64;
+        let values = std::iter::once(params).chain(slots.iter().map(Vec::as_slice));
+        wire::send(&mut *self.connection, header, &[], values)
     }
+}
+
+fn copies(state: &SlotState) -> Result<Vec<Vec<f32>>, Error> {
+    state.slots.iter().map(Cut::to_vec).collect()
 }

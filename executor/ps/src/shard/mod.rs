@@ -11,6 +11,7 @@
 //! In the steady state nothing is allocated: versions go back to a pool when their last reader lets go, and a staged
 //! gradient's buffer goes back to its connection with the outcome.
 
+mod average;
 mod measure;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use self::average::SlotState;
 use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::error::{Error, Violation};
@@ -55,6 +57,8 @@ pub(crate) struct Outcome {
     pub(crate) dropped: bool,
     /// The parameters right after the decision.
     pub(crate) version: Version,
+    /// With them the slots, where workers keep them too.
+    pub(crate) slots: SlotState,
     /// The stage, to be used again.
     pub(crate) staged: Option<Staged>,
 }
@@ -97,6 +101,8 @@ pub(crate) struct Begin {
     /// The part of each variable of the layout in it, counted from its start.
     pub(crate) variables: Vec<Range<usize>>,
     pub(crate) optimizer: Scheduled,
+    /// Where pushes are states of workers rather than gradients: updates of its own that each of them took.
+    pub(crate) local_steps: Option<u32>,
     pub(crate) step: u64,
     pub(crate) optimizer_step: u64,
     pub(crate) params: Vec<f32>,
@@ -115,6 +121,7 @@ pub(crate) struct Shard {
     /// What is updated alike: the parts of the variables, or everything where variables do not matter.
     variables: Vec<Range<usize>>,
     optimizer: Scheduled,
+    local_steps: Option<u32>,
     optimizer_step: u64,
     current: Version,
     /// Older versions, some still being read.
@@ -156,6 +163,7 @@ impl Shard {
             exact: begin.exact,
             range: begin.range,
             optimizer: begin.optimizer,
+            local_steps: begin.local_steps,
             optimizer_step: begin.optimizer_step,
             current: Version { step: begin.step, params: Arc::new(params) },
             pool: Pool::new(&arena, expected),
@@ -171,6 +179,11 @@ impl Shard {
 
     pub(crate) fn len(&self) -> usize {
         self.range.len()
+    }
+
+    /// Elements of a push.
+    pub(crate) fn push_len(&self) -> usize {
+        self.len() * (1 + self.local_steps.map_or(0, |_| self.slots.count()))
     }
 
     pub(crate) fn current(&self) -> &Version {
@@ -231,10 +244,14 @@ impl Shard {
             }
             DecisionKind::Apply { step, parts, mut totals, held } => {
                 self.gather(index, step, &parts)?;
-                for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
-                    totals.extend(self.measure(round as u32, &parts, &totals)?);
+                if let Some(steps) = self.local_steps {
+                    self.average(step, &parts, steps)?;
+                } else {
+                    for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
+                        totals.extend(self.measure(round as u32, &parts, &totals)?);
+                    }
+                    self.update(step, &parts, &totals)?;
                 }
-                self.update(step, &parts, &totals)?;
                 for part in parts.iter().rev() {
                     let staged = self.staged.iter().position(|s| s.worker == part.worker && s.seq == part.seq);
                     let staged = staged.map(|at| self.staged.swap_remove(at));
@@ -315,6 +332,12 @@ impl Shard {
             }
         }
         self.slots.end();
+        self.conclude(step, parts, next);
+        Ok(())
+    }
+
+    /// The update is written: its buffers count, and `next` is the current version.
+    fn conclude(&mut self, step: u64, parts: &[Part], next: Arc<Floats>) {
         for staged in &mut self.staged[..parts.len()] {
             if let (Some(buffers), Some(sent)) = (&mut self.buffers, &staged.buffers) {
                 buffers.clone_from(sent);
@@ -322,11 +345,11 @@ impl Shard {
         }
         let last = std::mem::replace(&mut self.current, Version { step, params: next });
         self.pool.put(last.params);
-        Ok(())
     }
 
     fn decided(&mut self, worker: u32, seq: u64, dropped: bool, mut staged: Option<Staged>) {
         let version = self.current.clone();
+        let slots = self.slot_state();
         let state = self.workers.entry(worker).or_default();
         if let Some(staged) = staged.take_if(|staged| staged.answered) {
             state.decided = state.decided.max(seq);
@@ -335,7 +358,7 @@ impl Shard {
         // A later push of a worker that came back can be dropped while an earlier one is still being measured.
         if seq >= state.decided {
             state.decided = seq;
-            state.outcome = Some(Outcome { seq, dropped, version, staged });
+            state.outcome = Some(Outcome { seq, dropped, version, slots, staged });
         }
     }
 

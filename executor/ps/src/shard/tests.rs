@@ -13,6 +13,7 @@ fn shard(len: usize) -> Shard {
         range: 16..16 + len,
         variables: vec![],
         optimizer: optimizer.into(),
+        local_steps: None,
         step: 5,
         optimizer_step: 0,
         params,

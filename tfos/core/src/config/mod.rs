@@ -1,5 +1,6 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
+mod consistency;
 mod engine;
 mod raw;
 mod restore;
@@ -7,9 +8,10 @@ mod storage;
 mod units;
 mod valid;
 
+pub use consistency::Consistency;
 pub use engine::Engine;
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
 pub use units::{ByteSize, Period};
-pub use valid::{Consistency, InputMode, Job, LogDir, Master};
+pub use valid::{InputMode, Job, LogDir, Master};

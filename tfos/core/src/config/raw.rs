@@ -96,6 +96,8 @@ settings! {
     "num-gpus" num_gpus: u32,
     /// One node scores every checkpoint.
     "evaluator" evaluator: bool,
+    /// When gradients become updates: `sync`, `sync:R`, `ssp:S`, `async` or `local-sgd:H`.
+    "consistency" consistency: String,
     /// Aggregate the gradients of the workers before each update.
     "sync-replicas" sync_replicas: bool,
     /// Gradients per update in synchronous training; fewer than the workers makes the rest backups.

@@ -1,11 +1,11 @@
 //! Settings as checked: defaults filled in, contradictions refused, every option that cannot be honoured
 //! an error.
 
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::consistency::Consistency;
 use super::engine::Engine;
 use super::raw::{ConfigError, Problem, RawJob};
 use super::restore::Restore;
@@ -33,32 +33,6 @@ pub enum InputMode {
     /// Nodes read files themselves, one lease after another.
     Direct,
 }
-
-/// When a gradient becomes an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "mode", rename_all = "lowercase")]
-pub enum Consistency {
-    /// Each by itself, as it comes.
-    Async,
-    /// The first `replicas_to_aggregate` gradients of a step make one update.
-    Sync {
-        /// Gradients per update.
-        replicas_to_aggregate: u32,
-    },
-    /// As `Async`, with no training node further than this ahead of the slowest.
-    Bounded {
-        /// In steps of its own.
-        max_staleness: u32,
-    },
-    /// Each update is made of this many batches, added in one order, whoever computed them.
-    Deterministic {
-        /// Batches of an update; fewer only at the end of an epoch.
-        micro_batches: NonZeroU32,
-    },
-}
-
-/// Batches of an update in deterministic training, unless the user says otherwise: as many nodes can train at once.
-const DEFAULT_MICRO_BATCHES: NonZeroU32 = NonZeroU32::new(8).unwrap();
 
 /// Where the nodes' logs go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,28 +128,7 @@ impl Job {
             bad("cluster-size", e.to_string());
         }
         let trainers = shape.num_trainers().max(1);
-        let sync = raw.sync_replicas.unwrap_or(false);
-        if sync && raw.max_staleness.is_some() {
-            bad("max-staleness", "not together with --sync-replicas: synchronous gradients are never stale".into());
-        }
-        let consistency = match (sync, raw.replicas_to_aggregate) {
-            (false, Some(_)) => {
-                bad("replicas-to-aggregate", "only together with --sync-replicas".into());
-                Consistency::Async
-            }
-            (false, None) => match raw.max_staleness {
-                Some(max_staleness) => Consistency::Bounded { max_staleness },
-                None => Consistency::Async,
-            },
-            (true, r) => {
-                let r = r.unwrap_or(trainers);
-                if r == 0 || r > trainers {
-                    bad("replicas-to-aggregate", format!("{r} of {trainers} training nodes; give 1 to {trainers}"));
-                }
-                Consistency::Sync { replicas_to_aggregate: r }
-            }
-        };
-        let consistency = deterministic(&raw, trainers, &mut bad).unwrap_or(consistency);
+        let consistency = Consistency::check(&raw, trainers, num_ps, &mut bad);
         for (key, asked) in [
             ("ps-replicas", raw.ps_replicas.is_some_and(|n| n > 1)),
             ("tensorboard", raw.tensorboard.unwrap_or(false)),
@@ -280,30 +233,6 @@ impl Job {
     }
 }
 
-/// Deterministic training, if it was asked for: other ways of making updates contradict it.
-fn deterministic(raw: &RawJob, trainers: u32, bad: &mut impl FnMut(&str, String)) -> Option<Consistency> {
-    let micro_batches = raw.micro_batches.map_or(Some(DEFAULT_MICRO_BATCHES), NonZeroU32::new);
-    if micro_batches.is_none() {
-        bad("micro-batches", "must be at least 1".into());
-    }
-    if !raw.deterministic.unwrap_or(false) {
-        if raw.micro_batches.is_some() {
-            bad("micro-batches", "only together with --deterministic".into());
-        }
-        return None;
-    }
-    if raw.max_staleness.is_some() {
-        bad("max-staleness", "not together with --deterministic, whose updates are synchronous".into());
-    }
-    if raw.replicas_to_aggregate.is_some_and(|r| r != trainers) {
-        bad("replicas-to-aggregate", "not together with --deterministic: no gradient of it is left out".into());
-    }
-    if raw.num_gpus.unwrap_or(0) > 0 {
-        bad("num-gpus", "not together with --deterministic, which promises equal bits on CPUs only".into());
-    }
-    Some(Consistency::Deterministic { micro_batches: micro_batches? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,66 +281,5 @@ mod tests {
         let error = Job::check(job).unwrap_err();
         let keys: Vec<&str> = error.problems.iter().map(|p| p.key.as_str()).collect();
         assert_eq!(keys, ["--master", "--cluster-size", "--replicas-to-aggregate", "--rdma", "--application"]);
-    }
-
-    #[test]
-    fn synchronous_training_aggregates_all_unless_told_otherwise() {
-        let sync = |r| {
-            Job::check(RawJob {
-                cluster_size: Some(4),
-                num_ps: Some(1),
-                sync_replicas: Some(true),
-                replicas_to_aggregate: r,
-                ..raw()
-            })
-        };
-        assert_eq!(sync(None).unwrap().consistency, Consistency::Sync { replicas_to_aggregate: 3 });
-        assert_eq!(sync(Some(2)).unwrap().consistency, Consistency::Sync { replicas_to_aggregate: 2 });
-        assert!(sync(Some(4)).unwrap_err().to_string().contains("give 1 to 3"));
-    }
-
-    #[test]
-    fn staleness_is_bounded_in_asynchronous_training_only() {
-        let bounded = |sync_replicas, replicas_to_aggregate| {
-            let shape = RawJob { cluster_size: Some(4), num_ps: Some(1), ..raw() };
-            Job::check(RawJob { max_staleness: Some(2), sync_replicas, replicas_to_aggregate, ..shape })
-        };
-        let consistency = bounded(None, None).unwrap().consistency;
-        assert_eq!(consistency, Consistency::Bounded { max_staleness: 2 });
-        let text = serde_json::to_string(&consistency).unwrap();
-        assert_eq!(serde_json::from_str::<Consistency>(&text).unwrap(), consistency);
-        let keys = |job: Result<Job, ConfigError>| -> Vec<String> {
-            job.unwrap_err().problems.into_iter().map(|p| p.key).collect()
-        };
-        assert_eq!(keys(bounded(Some(true), None)), ["--max-staleness"]);
-        assert_eq!(keys(bounded(Some(true), Some(2))), ["--max-staleness"]);
-        assert_eq!(keys(bounded(None, Some(2))), ["--replicas-to-aggregate"]);
-    }
-
-    #[test]
-    fn deterministic_training_is_synchronous_and_on_cpus() {
-        let of = |change: fn(&mut RawJob)| {
-            let mut job = RawJob { cluster_size: Some(4), num_ps: Some(1), deterministic: Some(true), ..raw() };
-            change(&mut job);
-            Job::check(job)
-        };
-        let cut = |n| Consistency::Deterministic { micro_batches: NonZeroU32::new(n).unwrap() };
-        let job = of(|_| {}).unwrap();
-        assert_eq!(job.consistency, cut(8));
-        let text = serde_json::to_string(&job.consistency).unwrap();
-        assert_eq!(serde_json::from_str::<Consistency>(&text).unwrap(), job.consistency);
-        assert_eq!(of(|job| job.micro_batches = Some(3)).unwrap().consistency, cut(3));
-        let all = of(|job| (job.sync_replicas, job.replicas_to_aggregate) = (Some(true), Some(3)));
-        assert_eq!(all.unwrap().consistency, cut(8));
-        let keys = |job: Result<Job, ConfigError>| -> Vec<String> {
-            job.unwrap_err().problems.into_iter().map(|p| p.key).collect()
-        };
-        assert_eq!(keys(of(|job| job.micro_batches = Some(0))), ["--micro-batches"]);
-        assert_eq!(keys(of(|job| job.max_staleness = Some(0))), ["--max-staleness"]);
-        assert_eq!(keys(of(|job| job.num_gpus = Some(1))), ["--num-gpus"]);
-        let backups = of(|job| (job.sync_replicas, job.replicas_to_aggregate) = (Some(true), Some(2)));
-        assert_eq!(keys(backups), ["--replicas-to-aggregate"]);
-        let alone = of(|job| (job.deterministic, job.micro_batches) = (None, Some(2)));
-        assert_eq!(keys(alone), ["--micro-batches"]);
     }
 }

@@ -25,13 +25,19 @@ pub(in crate::cli) struct SubmitFlags {
     /// One node scores every checkpoint on the input `eval`.
     #[arg(long)]
     evaluator: bool,
-    /// Aggregate the gradients of the workers before each update [default: asynchronous].
+    /// When gradients become updates: sync (of all training nodes), sync:R (the first R of them), ssp:S (each by itself, nobody
+    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged)
+    /// [default: async].
+    #[arg(long, value_name = "HOW")]
+    consistency: Option<String>,
+    /// The same as --consistency sync, or sync:R with --replicas-to-aggregate.
     #[arg(long)]
     sync_replicas: bool,
     /// Gradients per update; fewer than the workers makes the rest backups [default: all].
     #[arg(long, value_name = "R")]
     replicas_to_aggregate: Option<u32>,
-    /// Asynchronous, but no training node is more than so many of its own steps ahead of the slowest one that has rows.
+    /// The same as --consistency ssp:S: no training node is more than so many of its own steps ahead of the slowest one
+    /// that has rows.
     #[arg(long, value_name = "S")]
     max_staleness: Option<u32>,
     /// The same parameters, bit by bit, in every run: for any number of workers and ps, and after a resume. CPU only.
@@ -151,6 +157,7 @@ impl SubmitFlags {
             num_ps: self.num_ps,
             num_gpus: self.num_gpus,
             evaluator: on(self.evaluator),
+            consistency: self.consistency.clone(),
             sync_replicas: on(self.sync_replicas),
             replicas_to_aggregate: self.replicas_to_aggregate,
             max_staleness: self.max_staleness,

@@ -74,8 +74,21 @@ impl Served<'_> {
         let (alone, optimizer) = (options.num_shards == 1, init.optimizer);
         let variables = init.layout.parts_in(range.clone());
         let exact = init.mode == Mode::Deterministic;
-        let begin =
-            Begin { shard, alone, exact, range, variables, optimizer, step, optimizer_step, params, slots, buffers };
+        let local_steps = init.mode.local_steps();
+        let begin = Begin {
+            shard,
+            alone,
+            exact,
+            range,
+            variables,
+            optimizer,
+            local_steps,
+            step,
+            optimizer_step,
+            params,
+            slots,
+            buffers,
+        };
         self.prepared = Some(Box::new((begin, init)));
         wire::send(&mut *self.connection, Header::new(Kind::Ok), &[], [])
     }
@@ -104,8 +117,9 @@ impl Served<'_> {
         }
         let shard = Shard::new(begin)?;
         if inner.order.is_some() {
-            // A single shard measures as it applies, there is nobody to ask.
-            let rounds = if inner.options.num_shards > 1 { init.optimizer.rounds().len() as u32 } else { 0 };
+            // A single shard measures as it applies, there is nobody to ask; and a mean of states needs no measure.
+            let measured = inner.options.num_shards > 1 && init.mode.local_steps().is_none();
+            let rounds = if measured { init.optimizer.rounds().len() as u32 } else { 0 };
             inner.sequence(Event::Initialised { mode: init.mode, step, rounds })?;
         }
         inner.emit(ServerEvent::Initialised { step, layout: init.layout.clone() });

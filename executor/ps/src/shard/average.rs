@@ -1,0 +1,52 @@
+//! Local SGD: what workers made of the parameters and slots, each by itself, becomes one state, their weighted mean.
+//!
+//! The slots are averaged like the parameters, so that after an update all nodes have one and the same state, which is also
+//! that of a checkpoint: whoever resumes goes on as if nothing had been. The optimizer's own count goes on by as many
+//! updates as a worker takes at a time, although one that runs out of rows takes fewer.
+
+use std::sync::Arc;
+
+use super::measure::aggregated;
+use super::{BLOCK, Shard};
+use crate::decision::Part;
+use crate::error::Error;
+use crate::memory::Cut;
+
+/// The slots after an update, which do not change any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SlotState {
+    pub(crate) optimizer_step: u64,
+    pub(crate) slots: Vec<Cut>,
+}
+
+impl Shard {
+    /// Writes the next version and the slots from the first `parts.len()` staged states: the parameters, then each slot.
+    pub(super) fn average(&mut self, step: u64, parts: &[Part], steps: u32) -> Result<(), Error> {
+        let len = self.len();
+        let mut next = self.pool.take()?;
+        let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
+        let count = self.slots.count();
+        self.slots.begin();
+        for block in self.slots.blocks(0..len, BLOCK) {
+            let views = &mut self.slots.views_mut(block.clone())?[..count];
+            let vectors = std::iter::once(&mut out[block.clone()]).chain(views.iter_mut().map(|view| &mut **view));
+            for (vector, into) in vectors.enumerate() {
+                let place = vector * len + block.start..vector * len + block.end;
+                let (scale, mean) = aggregated(&self.staged, parts, place, &mut self.scratch);
+                into.iter_mut().zip(mean).for_each(|(into, mean)| *into = scale * mean);
+            }
+        }
+        self.slots.end();
+        self.optimizer_step += u64::from(steps);
+        self.conclude(step, parts, next);
+        Ok(())
+    }
+
+    /// What workers get with the parameters; nothing where they push gradients.
+    pub(crate) fn slot_state(&self) -> SlotState {
+        match self.local_steps {
+            Some(_) => SlotState { optimizer_step: self.optimizer_step, slots: self.slots.freeze().collect() },
+            None => SlotState::default(),
+        }
+    }
+}

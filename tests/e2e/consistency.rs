@@ -1,0 +1,74 @@
+//! The dial: each setting of `--consistency` trains the line with every row exactly once.
+
+use tfos_tests::data::line;
+use tfos_tests::procs::{Signal, executor_of, signal};
+use tfos_tests::{Gate, Lab, Submit};
+
+use crate::{assert_learned, verified_rows};
+
+const ROWS: u64 = 8000;
+const EPOCHS: u64 = 2;
+
+fn job(lab: &Lab, shape: &str) -> Submit {
+    let data = line(lab.folder(), ROWS, 4);
+    lab.probe(&format!("mode=linear epochs={EPOCHS} data={}", data.display())).flags("--quiet").flags(shape)
+}
+
+#[test]
+fn every_setting_of_the_dial_trains_each_row_once() {
+    let lab = Lab::new("every_setting_of_the_dial_trains_each_row_once");
+    // Batches of 10 rows, with how many of them one global step has at most.
+    for (setting, shape, most) in [
+        ("sync", "--cluster-size 4 --num-ps 1", 3),
+        ("sync:2", "--cluster-size 4 --num-ps 1", 2),
+        ("ssp:4", "--cluster-size 3 --num-ps 1", 1),
+        ("async", "--cluster-size 4 --num-ps 2", 1),
+        ("local-sgd:8", "--cluster-size 4 --num-ps 2", 16),
+        ("local-sgd:3", "--cluster-size 2 --num-ps 1", 3),
+    ] {
+        let name = format!("{setting} on {shape}").replace([' ', ':'], "-");
+        let submit = job(&lab, shape).model_dir(&lab.path(&name));
+        let done = submit.flags("--save-checkpoints-steps 10").flags(&format!("--consistency {setting}")).run().ok();
+        assert_eq!(done.number("rows") as u64, EPOCHS * ROWS, "{setting}");
+        assert_eq!(verified_rows(&lab.path(&name)), EPOCHS * ROWS, "{setting}");
+        let (steps, batches) = (done.number("global_step"), (EPOCHS * ROWS / 10) as f64);
+        assert!(steps >= batches / f64::from(most), "{setting}: {steps} steps");
+        // Ends of epochs and of leases cut some of them short.
+        assert!(steps <= 1.5 * batches / f64::from(most) + 20.0 || most == 1, "{setting}: {steps} steps");
+        assert_learned(&done);
+    }
+}
+
+#[test]
+fn a_worker_killed_between_two_averages_loses_only_its_own_rows() {
+    let lab = Lab::new("a_worker_killed_between_two_averages_loses_only_its_own_rows");
+    let shape = "--cluster-size 3 --num-ps 1 --consistency local-sgd:8 --save-checkpoints-steps 2";
+    let mut gate: Gate = lab.gate("gate");
+    // 149 of its own steps: 18 averages, and 5 steps that nobody else has seen.
+    let mut running = job(&lab, shape).args_of(gate.arguments(150)).start();
+    gate.reached(&mut running, &[0, 1]);
+    running.until_checkpoint(18);
+    signal(executor_of(&lab.model(), 2).pid, Signal::SIGKILL);
+    running.wait().fails(1, &["worker:0", "SIGKILL"]).error();
+    let before = verified_rows(&lab.model());
+    assert_eq!(before, 18 * 2 * 8 * 10, "a checkpoint is cut where states are averaged");
+    gate.open();
+    let done = job(&lab, shape).run().ok().says(&["resuming from step 18"]);
+    assert_eq!(done.number("rows") as u64, EPOCHS * ROWS - before);
+    assert_eq!(verified_rows(&lab.model()), EPOCHS * ROWS);
+    assert_learned(&done);
+}
+
+#[test]
+fn what_the_dial_cannot_do_is_told_at_once() {
+    let lab = Lab::new("what_the_dial_cannot_do_is_told_at_once");
+    let flags = "--cluster-size 3 --num-ps 1 --consistency local-sgd:0 --sync-replicas --max-staleness 2";
+    let told =
+        job(&lab, flags).run().fails(2, &["--consistency", "1 step or more", "--sync-replicas", "--max-staleness"]);
+    told.error();
+    let alone = job(&lab, "--cluster-size 1 --consistency local-sgd:4").run();
+    alone.fails(2, &["--consistency", "give --num-ps"]);
+    let file = lab.write("job.yaml", "cluster-size: 3\nnum-ps: 1\nconsistency: ssp:3\n");
+    let shown = Submit::tfos("submit --dry-run mnist").flag("--config", &file).run().ok();
+    assert!(shown.stdout.contains("nobody more than 3 steps ahead"), "{}", shown.stdout);
+}
