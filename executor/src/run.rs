@@ -277,8 +277,8 @@ impl Executor {
                 loader: None,
             };
             let store = CheckpointStore::open(&formed.model_dir)?;
-            let (phase, max_steps, outgoing) = (start.phase, start.max_steps, self.outgoing.clone());
-            let host = PsHost::start(phase, clone()?, options, max_steps, store, outgoing, heir)?;
+            let (outgoing, plane) = (self.outgoing.clone(), crate::plane::read(&start.plane));
+            let host = PsHost::start(&start, plane, clone()?, options, store, outgoing, heir)?;
             self.ps = Some(host);
             self.outgoing.send(Message::NodeReady(NodeReady { phase: start.phase, ..Default::default() }));
             return Ok(());

@@ -4,9 +4,12 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::Paths;
+use tfos_core::config::Plane;
 use tfos_core::failure::{Cause, chain};
 use tfos_core::ids::{Generation, GlobalStep};
-use tfos_core::proto::{Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, from_executor::Message};
+use tfos_core::proto::{
+    Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, StartPhase, from_executor::Message,
+};
 use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -30,14 +33,15 @@ pub(crate) struct PsHost {
 impl PsHost {
     /// Serves on a clone of the executor's listener, which itself stays open for the next phase.
     pub(crate) fn start(
-        phase: u32,
+        start: &StartPhase,
+        plane: Plane,
         listener: TcpListener,
         mut options: ServerOptions,
-        max_steps: u64,
         store: CheckpointStore,
         outgoing: Outgoing,
         heir: Option<Heir>,
     ) -> Result<Self, Error> {
+        let StartPhase { phase, max_steps, .. } = *start;
         let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
         // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
         let (events_tx, events_rx) = unbounded_channel();
@@ -50,7 +54,7 @@ impl PsHost {
         let (stopped, stopped_rx) = watch::channel(false);
         let runtime = tokio::runtime::Handle::current();
         options.loader = Some(Arc::new(PartLoader { store: store.clone(), runtime, stopped: stopped_rx }));
-        let server = PsServer::start(listener, options, callback)?;
+        let server = crate::plane::serve(&plane, listener, options, callback)?;
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
         }

@@ -2,6 +2,7 @@
 
 mod consistency;
 mod engine;
+mod plane;
 mod raw;
 mod restore;
 mod storage;
@@ -10,6 +11,7 @@ mod valid;
 
 pub use consistency::Consistency;
 pub use engine::Engine;
+pub use plane::{Carrier, Compression, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
