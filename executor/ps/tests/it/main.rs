@@ -5,6 +5,7 @@ mod cluster;
 mod contract;
 mod deterministic;
 mod failure;
+mod groups;
 mod local_sgd;
 mod refusal;
 mod snapshot;
