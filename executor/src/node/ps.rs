@@ -4,13 +4,18 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::Paths;
+use tfos_core::config::Consistency;
 use tfos_core::failure::{Cause, chain};
 use tfos_core::ids::{Generation, GlobalStep};
-use tfos_core::proto::{Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, from_executor::Message};
-use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
+use tfos_core::proto::{
+    Commit, Commits, ConsistencySet, NodeFailed, PartWritten, Returned, SetConsistency, SnapshotAt, StartPhase,
+    from_executor::Message,
+};
+use tfos_ps::{Layout, Mode, PsServer, ServerEvent, ServerOptions, Snapshot};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
+use super::dial::dial;
 use super::loader::PartLoader;
 use crate::Error;
 use crate::agent::{Heir, Task};
@@ -30,14 +35,14 @@ pub(crate) struct PsHost {
 impl PsHost {
     /// Serves on a clone of the executor's listener, which itself stays open for the next phase.
     pub(crate) fn start(
-        phase: u32,
+        start: &StartPhase,
         listener: TcpListener,
         mut options: ServerOptions,
-        max_steps: u64,
         store: CheckpointStore,
         outgoing: Outgoing,
         heir: Option<Heir>,
     ) -> Result<Self, Error> {
+        let (phase, max_steps) = (start.phase, start.max_steps);
         let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
         // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
         let (events_tx, events_rx) = unbounded_channel();
@@ -53,6 +58,15 @@ impl PsHost {
         let server = PsServer::start(listener, options, callback)?;
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
+        }
+        if let Ok(consistency) = serde_json::from_str::<Consistency>(&start.consistency)
+            && shard == 0
+        {
+            let dial = dial(&consistency);
+            // Every other mode comes from the chief.
+            if matches!(dial.mode, Mode::Grouped { .. }) {
+                server.begin_with(dial)?;
+            }
         }
         let writer = PartWriter {
             phase,
@@ -79,6 +93,27 @@ impl PsHost {
                     self.outgoing.send(Message::PartWritten(PartWritten { phase, id, ..Default::default() }));
                 }
                 Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Turns the dial; the answer comes in the order of the commits.
+    pub(crate) fn set(&self, order: &SetConsistency) -> Result<(), Error> {
+        let refuse = |error: String| {
+            let (phase, id) = (self.phase, order.id);
+            self.outgoing.send(Message::ConsistencySet(ConsistencySet { phase, id, global_step: 0, error }));
+            Ok(())
+        };
+        let consistency: Consistency = match serde_json::from_str(&order.consistency) {
+            Ok(consistency) => consistency,
+            Err(e) => return refuse(e.to_string()),
+        };
+        match self.server.turn(order.id, dial(&consistency)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => refuse(why),
+            Err(tfos_ps::Error::NotInitialised { .. }) => {
+                refuse("the model is not there yet; try again in a moment".to_owned())
             }
             Err(e) => Err(e.into()),
         }
@@ -194,6 +229,11 @@ async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter)
             }
             ServerEvent::Dropped { worker, leases, .. } => {
                 outgoing.send(Message::Returned(Returned { phase, worker, ranges: leases.into() }));
+            }
+            ServerEvent::Turned { id, step, refused } => {
+                let error = refused.unwrap_or_default().to_owned();
+                let set = ConsistencySet { phase, id, global_step: step, error };
+                outgoing.send(Message::ConsistencySet(set));
             }
             ServerEvent::SnapshotMarker { id, step } => {
                 outgoing.send(Message::SnapshotAt(SnapshotAt { phase, id, global_step: step }));

@@ -9,7 +9,7 @@ use tfos_core::cluster::Role;
 use tfos_core::config::Consistency;
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
-use tfos_ps::{ClientOptions, Layout, Mode, PsClient, Scheduled};
+use tfos_ps::{ClientOptions, Dial, Layout, Mode, PsClient, Scheduled};
 
 use super::step::Computed;
 use super::trainer::{Begin, Loaded, Trainer, Variables};
@@ -17,7 +17,7 @@ use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
 use crate::feed::{Begun, Hooks};
-use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests};
+use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests, dial};
 
 /// Commits of a trainer without ps travel together: this many, or as many as come in this time.
 const COMMITS: usize = 64;
@@ -31,7 +31,7 @@ pub(crate) struct TorchState {
     vs: nn::VarStore,
     shared: Arc<Shared>,
     connect: Option<(Vec<String>, ClientOptions)>,
-    mode: Mode,
+    dial: Dial,
     max_steps: u64,
 }
 
@@ -90,13 +90,7 @@ impl TorchState {
             });
         };
         let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
-        let mode = match consistency {
-            Consistency::Async => Mode::Async,
-            Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
-            Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
-            Consistency::LocalSgd { steps } => Mode::LocalSgd { steps: steps.get() },
-            Consistency::Deterministic { .. } => Mode::Deterministic,
-        };
+        let dial = dial(&consistency);
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
             let client = ClientOptions {
@@ -132,12 +126,12 @@ impl TorchState {
             seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
-        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, max_steps })
+        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, dial, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
     pub(crate) fn begin_thread(&self) -> Result<(), Error> {
-        if self.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
+        if self.dial.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 
     pub(crate) fn hooks(&self) -> Arc<dyn Hooks> {
@@ -265,6 +259,10 @@ impl NodeContext {
             return self.load();
         }
         let variables = Variables::collect(self.torch.vs.variables())?;
+        self.torch
+            .dial
+            .check(&variables.layout, &optimizer)
+            .map_err(|what| Error::Usage { what, try_this: "change --consistency, or the model".into() })?;
         let chief = self.trainer == 0;
         let loading = self.loading.clone().filter(|_| chief);
         let plan = loading.as_ref().map(|loading| self.plan(loading, &variables.layout, Some(&optimizer)));
@@ -275,7 +273,7 @@ impl NodeContext {
         };
         let load = loading.as_ref().zip(plan.as_ref());
         let load = load.map(|(loading, plan)| Loaded { loading, plan, runtime: &self.runtime });
-        let begin = Begin { optimizer, mode: self.torch.mode, load, chief };
+        let begin = Begin { optimizer, mode: self.torch.dial.mode, load, chief };
         let (trainer, step) = Trainer::new(variables, &begin, client)?;
         self.counters.set_step(step);
         if chief {

@@ -7,7 +7,7 @@ mod storage;
 mod units;
 mod valid;
 
-pub use consistency::Consistency;
+pub use consistency::{Consistency, Group};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
