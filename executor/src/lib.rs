@@ -9,6 +9,7 @@ pub mod error;
 pub mod feed;
 pub mod memory;
 pub mod node;
+pub mod plane;
 pub mod portable;
 pub mod run;
 #[cfg(feature = "torch")]

@@ -282,7 +282,8 @@ impl Executor {
                 loader: None,
             };
             let store = CheckpointStore::open(&formed.model_dir)?;
-            let host = PsHost::start(&start, clone()?, options, store, self.outgoing.clone(), heir)?;
+            let (outgoing, plane) = (self.outgoing.clone(), crate::plane::read(&start.plane));
+            let host = PsHost::start(&start, plane, clone()?, options, store, outgoing, heir)?;
             self.ps = Some(host);
             self.outgoing.send(Message::NodeReady(NodeReady { phase: start.phase, ..Default::default() }));
             return Ok(());

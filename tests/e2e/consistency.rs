@@ -92,7 +92,8 @@ fn the_dial_is_turned_while_the_job_runs() {
     assert_eq!(done.number("rows") as u64, LONG);
     assert_eq!(verified_rows(&lab.model()), LONG);
     assert_learned(&done);
-    let query = "SELECT event, count(*) AS n FROM events WHERE detail LIKE 'consistency=%' GROUP BY event ORDER BY event";
+    let query =
+        "SELECT event, count(*) AS n FROM events WHERE detail LIKE 'consistency=%' GROUP BY event ORDER BY event";
     let events = Submit::tfos("sql --output json").flag(&lab.model().display().to_string(), query).run().ok();
     assert!(events.stdout.contains(r#""event":"set","n":5"#), "{}", events.stdout);
     assert!(events.stdout.contains(r#""event":"set_refused","n":3"#), "{}", events.stdout);

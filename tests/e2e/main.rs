@@ -20,6 +20,7 @@ mod loading;
 mod mnist;
 mod netns;
 mod order;
+mod plane;
 mod planted;
 mod portable;
 mod ported;

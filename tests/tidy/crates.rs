@@ -65,7 +65,7 @@ const HOMES: [Home; 5] = [
     },
     Home {
         words: &["tonic::"],
-        paths: &[],
+        paths: &["executor/ps/src/transport/grpc/"],
         names: &["proto", "server", "client", "error"],
         why: "generated types stop there; the rest speaks the crate's own types",
     },

@@ -5,6 +5,9 @@ use tfos_executor::{Error as NodeError, NodeContext};
 
 use crate::{Cluster, Result};
 
+/// Names and shapes of variables.
+pub type Shapes = Vec<(String, Vec<i64>)>;
+
 /// A training program.
 pub trait Application: Send + Sync + 'static {
     /// Name under which it is submitted, and which its checkpoints carry.
@@ -30,6 +33,12 @@ pub trait Application: Send + Sync + 'static {
     /// Columns that inference needs, given the nodes' arguments, as far as they can be told; the nodes find out about others.
     fn inputs(&self, _node_arguments: &str) -> Vec<String> {
         vec![]
+    }
+
+    /// Trained variables that the nodes make for these arguments, by name and shape and in the order of their creation, where
+    /// that can be told without data. `tfos submit --dry-run` shows which ps would hold what of them.
+    fn variables(&self, _arguments: &[String]) -> std::result::Result<Option<Shapes>, Stop> {
+        Ok(None)
     }
 
     /// Runs on the driver: reads data, trains, scores.

@@ -171,7 +171,7 @@ fn bench_feed_peers(rest: &[&str]) -> Done {
 fn bench_ps(rest: &[&str]) -> Done {
     run(root().join("deploy/setup"), ["--tensorflow"])?;
     // This package alone builds in a minute: it needs neither libtorch nor DataFusion.
-    run("cargo", ["build", "--quiet", "--package", "tfos-ps", "--example", "ps_bench"])?;
+    run("cargo", ["build", "--quiet", "--package", "tfos-ps", "--features", "grpc", "--example", "ps_bench"])?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let (torch, packages) = torch_python();
     let program = target.join("debug/examples/ps_bench");

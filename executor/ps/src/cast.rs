@@ -13,6 +13,18 @@ pub(crate) fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), size_of_val(floats)) }
 }
 
+/// Words of any bits as they are sent.
+pub(crate) fn floats(words: &[u32]) -> &[f32] {
+    // SAFETY: size and alignment of both are the same, every bit pattern is a valid f32, the borrow is the same.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<f32>(), words.len()) }
+}
+
+/// Words of any bits to be received.
+pub(crate) fn floats_mut(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: as in `floats`; the borrow is exclusive, and every bit pattern is a valid u32.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<f32>(), words.len()) }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -34,7 +34,8 @@ impl Variable {
 /// The model as the parameter servers see it: two flat `f32` vectors.
 ///
 /// `variables` are trained, and cut over all shards. `buffers` (running statistics and other state without a
-/// gradient) are assigned by the workers and held by ps:0 only. Both are sorted by name.
+/// gradient) are assigned by the workers and held by ps:0 only. Both are sorted by name, but for variables that were
+/// placed whole ([`Layout::round_robin`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     pub variables: Vec<Variable>,
@@ -43,6 +44,10 @@ pub struct Layout {
     pub buffers: Vec<Variable>,
     /// Elements of all buffers.
     pub buffers_total: usize,
+    /// Where each shard but the last ends; even cuts where there is none. What was saved says it too, but it binds
+    /// nobody: a checkpoint is read by names and ranges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuts: Option<Vec<usize>>,
 }
 
 impl Layout {
@@ -51,9 +56,61 @@ impl Layout {
         variables: impl IntoIterator<Item = (String, Vec<i64>)>,
         buffers: impl IntoIterator<Item = (String, Vec<i64>)>,
     ) -> Result<Layout, Error> {
-        let (variables, total) = place(variables.into_iter().collect())?;
-        let (buffers, buffers_total) = place(buffers.into_iter().collect())?;
-        Ok(Layout { variables, total, buffers, buffers_total })
+        let (variables, total) = place(sorted(variables))?;
+        let (buffers, buffers_total) = place(sorted(buffers))?;
+        Ok(Layout { variables, total, buffers, buffers_total, cuts: None })
+    }
+
+    /// TensorFlow's placement: whole variables, in the order in which they were created (which is theirs here), go round
+    /// the shards. Each shard's lie side by side in the flat vector, so shards are as uneven as the variables are.
+    pub fn round_robin(
+        created: impl IntoIterator<Item = (String, Vec<i64>)>,
+        buffers: impl IntoIterator<Item = (String, Vec<i64>)>,
+        shards: usize,
+    ) -> Result<Layout, Error> {
+        let shards = shards.max(1);
+        let mut dealt: Vec<Vec<(String, Vec<i64>)>> = vec![Vec::new(); shards];
+        for (number, variable) in created.into_iter().enumerate() {
+            dealt[number % shards].push(variable);
+        }
+        let before: Vec<usize> = dealt[..shards - 1]
+            .iter()
+            .scan(0, |sum, hand| {
+                *sum += hand.len();
+                Some(*sum)
+            })
+            .collect();
+        let (variables, total) = place(dealt.into_iter().flatten().collect())?;
+        let (buffers, buffers_total) = place(sorted(buffers))?;
+        let end = |&count: &usize| variables.get(count).map_or(total, |next: &Variable| next.offset);
+        let cuts = Some(before.iter().map(end).collect());
+        Ok(Layout { variables, total, buffers, buffers_total, cuts })
+    }
+
+    /// The range of the flat vector that shard `shard` of `shards` holds. The ranges of all shards, in order, cover
+    /// `0..total` without gaps.
+    pub fn range(&self, shards: usize, shard: usize) -> Range<usize> {
+        let Some(cuts) = &self.cuts else { return shard_range(self.total, shards, shard) };
+        // Clamped, as a layout may have come from elsewhere.
+        let cut = |k: usize| if k == 0 { 0 } else { cuts.get(k - 1).copied().unwrap_or(self.total).min(self.total) };
+        cut(shard)..cut(shard + 1).max(cut(shard))
+    }
+
+    /// The ranges of all shards.
+    pub fn ranges(&self, shards: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..shards).map(move |shard| self.range(shards, shard))
+    }
+
+    /// Whether its cuts are those of so many shards.
+    pub(crate) fn check_cuts(&self, shards: usize) -> Result<(), String> {
+        let Some(cuts) = &self.cuts else { return Ok(()) };
+        if cuts.len() + 1 != shards {
+            return Err(format!("it is cut for {} shards, and there are {shards}", cuts.len() + 1));
+        }
+        if !cuts.is_sorted() || cuts.last().is_some_and(|&last| last > self.total) {
+            return Err(format!("its cuts are not in order, or beyond its {} elements", self.total));
+        }
+        Ok(())
     }
 
     /// Name of each variable, and its part that lies in `range`, counted from its start; empty for those that lie elsewhere.
@@ -63,7 +120,7 @@ impl Layout {
         self.variables.iter().map(part).collect()
     }
 
-    /// Equal for two layouts iff names, shapes and order are (up to a 64-bit hash).
+    /// Equal for two layouts iff names, shapes, order and given cuts are (up to a 64-bit hash).
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
         for (list, tag) in [(&self.variables, 1u8), (&self.buffers, 2u8)] {
@@ -77,6 +134,10 @@ impl Layout {
                 }
             }
         }
+        for cut in self.cuts.iter().flatten() {
+            hash.add(&[3]);
+            hash.add(&(*cut as u64).to_le_bytes());
+        }
         Fingerprint {
             variables: self.variables.len(),
             elements: self.total,
@@ -86,14 +147,22 @@ impl Layout {
     }
 }
 
-fn place(mut declared: Vec<(String, Vec<i64>)>) -> Result<(Vec<Variable>, usize), Error> {
+fn sorted(declared: impl IntoIterator<Item = (String, Vec<i64>)>) -> Vec<(String, Vec<i64>)> {
+    let mut declared: Vec<_> = declared.into_iter().collect();
     declared.sort();
+    declared
+}
+
+/// One after the other.
+fn place(declared: Vec<(String, Vec<i64>)>) -> Result<(Vec<Variable>, usize), Error> {
+    let mut names: Vec<&str> = declared.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(&[name, _]) = names.array_windows().find(|[name, next]| name == next) {
+        return Err(Error::DuplicateVariable { name: name.to_owned() });
+    }
     let mut placed: Vec<Variable> = Vec::with_capacity(declared.len());
     let mut offset = 0usize;
     for (name, shape) in declared {
-        if placed.last().is_some_and(|last| last.name == name) {
-            return Err(Error::DuplicateVariable { name });
-        }
         let end = shape
             .iter()
             .try_fold(1usize, |product, &dimension| product.checked_mul(usize::try_from(dimension).ok()?))
@@ -134,7 +203,7 @@ impl Fnv {
     }
 }
 
-/// The range of the flat vector that shard `shard` of `shards` holds: an even cut at cache lines.
+/// The even cut at cache lines: the range of the flat vector that shard `shard` of `shards` holds.
 ///
 /// The ranges of all shards, in order, cover `0..total` without gaps. A shard may be empty when the model is tiny.
 pub fn shard_range(total: usize, shards: usize, shard: usize) -> Range<usize> {
@@ -187,6 +256,61 @@ mod tests {
         assert!(matches!(Layout::new([("w".into(), vec![-1])], []), Err(Error::BadShape { .. })));
         let huge = Layout::new([("w".into(), vec![i64::MAX, i64::MAX])], []);
         assert!(matches!(huge, Err(Error::BadShape { .. })));
+    }
+
+    #[test]
+    fn whole_variables_go_round_the_shards_in_the_order_of_their_creation() {
+        let created = [("z", 5), ("a", 1), ("m", 7), ("b", 2), ("k", 0)].map(|(n, len)| (n.to_owned(), vec![len]));
+        let layout = Layout::round_robin(created.clone(), [], 3).unwrap();
+        let order: Vec<_> = layout.variables.iter().map(|v| v.name.as_str()).collect();
+        assert_eq!(order, ["z", "b", "a", "k", "m"]);
+        assert_eq!(layout.ranges(3).collect::<Vec<_>>(), [0..7, 7..8, 8..15]);
+        assert_eq!((layout.total, layout.check_cuts(3)), (15, Ok(())));
+        assert!(layout.check_cuts(2).is_err());
+        // More shards than variables leaves the last ones empty.
+        let few = Layout::round_robin(created.clone(), [], 7).unwrap();
+        let ranges: Vec<_> = few.ranges(7).collect();
+        assert_eq!((ranges.len(), &ranges[5..]), (7, &[15..15, 15..15][..]));
+        // Where things lie is part of what all have to agree on, and travels.
+        assert_ne!(layout.fingerprint(), Layout::round_robin(created.clone(), [], 2).unwrap().fingerprint());
+        let text = serde_json::to_string(&layout).unwrap();
+        assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
+        let even = Layout::new(created, []).unwrap();
+        assert!(!serde_json::to_string(&even).unwrap().contains("cuts"));
+    }
+
+    #[test]
+    fn cuts_from_elsewhere_are_checked_and_never_panic() {
+        let mut layout = Layout::new([("w".into(), vec![10])], []).unwrap();
+        for cuts in [vec![3], vec![8, 3], vec![3, 11], vec![usize::MAX, 0]] {
+            layout.cuts = Some(cuts);
+            assert!(layout.check_cuts(3).is_err());
+            for range in layout.ranges(3) {
+                assert!(range.start <= range.end && range.end <= 10);
+            }
+        }
+    }
+
+    #[test] // the balance that the even placement promises, for models of any variables
+    fn even_shards_are_balanced_to_within_five_percent_for_any_model() {
+        let mut random = crate::reference::Random::new(7);
+        for _ in 0..500 {
+            let shards = 1 + random.below(16) as usize;
+            let count = 1 + random.below(40);
+            let variables: Vec<_> = (0..count)
+                // From scalars to one tensor that outweighs all others.
+                .map(|i| {
+                    let bits = random.below(22);
+                    (format!("v{i}"), vec![1 + random.below(1 << bits) as i64])
+                })
+                .collect();
+            let layout = Layout::new(variables, []).unwrap();
+            let longest = layout.ranges(shards).map(|range| range.len()).max().unwrap();
+            let even = layout.total as f64 / shards as f64;
+            // A cut is at a cache line, which is more than that only where a shard has a few lines.
+            let allowed = (even * 1.05).max(even + 2.0 * ALIGNMENT as f64);
+            assert!(longest as f64 <= allowed, "{longest} of {} over {shards}", layout.total);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Parameter servers for data-parallel training on CPU `f32` slices: no torch, no tokio, std threads and sockets.
 //!
 //! The trainable variables of a model, sorted by name, are one flat vector ([`Layout`]); ps shard k of P holds one
-//! contiguous range of it ([`shard_range`]). Workers push gradients to all shards and get the new parameters as the
+//! contiguous range of it ([`Layout::range`]). Workers push gradients to all shards and get the new parameters as the
 //! answer ([`PsClient`]). Which gradients become which global step is decided once, on ps:0, by a pure state
 //! machine ([`Sequencer`]); every shard ([`PsServer`]) performs the same decisions in the same order.
 //!
@@ -17,6 +17,7 @@ compile_error!("tfos-ps sends f32 as they lie in memory, which is the wire forma
 
 mod cast;
 mod client;
+mod compress;
 mod decision;
 mod deterministic;
 mod dial;
@@ -27,6 +28,7 @@ mod loader;
 mod local;
 pub mod memory;
 mod optimizer;
+mod placement;
 pub mod reference;
 mod sequencer;
 mod server;
@@ -36,6 +38,7 @@ pub mod transport;
 pub mod wire;
 
 pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status, Vector};
+pub use compress::Compress;
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
 pub use deterministic::DeterministicTrainer;
 pub use dial::{Dial, Group};
@@ -44,6 +47,7 @@ pub use layout::{Fingerprint, Layout, Variable, shard_range};
 pub use loader::{Load, Loader, Loading};
 pub use local::LocalTrainer;
 pub use optimizer::{Decay, Optimizer, Schedule, Scheduled, Update, Warmup};
+pub use placement::{Held, Placement};
 pub use sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};
 pub use server::{PsServer, ServerEvent, ServerOptions};
 pub use snapshot::{FullState, Snapshot};

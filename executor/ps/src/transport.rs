@@ -1,8 +1,10 @@
-//! How bytes get from one process to another: a small trait, TCP, and shared memory within one host.
+//! How bytes get from one process to another: a small trait, TCP, shared memory within one host, and gRPC (feature `grpc`).
 //!
 //! A connection is used by one thread per direction. `send` and `recv` take lists of slices, so that a frame goes
 //! from and to where its parts lie without being gathered first.
 
+#[cfg(feature = "grpc")]
+mod grpc;
 mod nearest;
 mod ring;
 mod shared;
@@ -12,7 +14,9 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-pub use self::nearest::Nearest;
+#[cfg(feature = "grpc")]
+pub use self::grpc::{Grpc, GrpcAcceptor};
+pub use self::nearest::{Nearest, SameHost};
 pub use self::shared::{SharedAcceptor, connect_shared};
 
 /// Makes connections.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0..4 | magic | `TFPS` |
 //! | 4 | kind | [`Kind`] |
-//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`SLOTS`]; of a decision its tag |
+//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`BF16`], [`SPARSE`], [`SLICED`], [`SLOTS`]; of a decision its tag |
 //! | 8..12 | worker | number of parts in a decision about an update |
 //! | 12..16 | meta | length of meta in bytes |
 //! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
@@ -35,6 +35,12 @@ pub const DROPPED: u8 = 1;
 pub const STOP: u8 = 2;
 /// Flag of a push: buffers follow the gradient.
 pub const BUFFERS: u8 = 4;
+/// Flag of a push: the gradient is rounded to bf16, two elements in each f32 of the body, the first one below.
+pub const BF16: u8 = 32;
+/// Flag of a push: the body is the u32 indices of some elements, ascending, then their values; all others are 0.
+pub const SPARSE: u8 = 64;
+/// Flag of a push: the gradient has come in slices, and the body is empty.
+pub const SLICED: u8 = 128;
 /// Flag of ps:0's Welcome: the chief has initialised, at global step `step`.
 pub const INITIALISED: u8 = 8;
 /// Flag of a Pull: the slots are asked for, not the parameters.
@@ -93,9 +99,11 @@ pub enum Kind {
     /// Asks for the parameters of global step `step`, from which on they stay until the asker has pushed: answered by
     /// State, or by Ok if they are not there soon.
     Await,
+    /// Part of the gradient of a push that is still to come; `rows` is where it begins in the shard. Not answered.
+    Slice,
 }
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 23] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -118,6 +126,7 @@ const KINDS: [Kind; 22] = [
     Kind::Begin,
     Kind::Push,
     Kind::Await,
+    Kind::Slice,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.
@@ -254,6 +263,33 @@ pub fn send<'a>(
             return Ok(());
         }
         filled = 0;
+    }
+}
+
+/// Sends frames without meta, several at a time.
+pub fn send_frames<'a>(
+    connection: &mut dyn Connection,
+    frames: impl IntoIterator<Item = (Header, &'a [f32])>,
+) -> Result<(), Error> {
+    const FRAMES: usize = BATCH / 2;
+    let mut frames = frames.into_iter();
+    loop {
+        let mut heads = [[0; HEADER]; FRAMES];
+        let mut bodies: [&[f32]; FRAMES] = [&[]; FRAMES];
+        let mut filled = 0;
+        for ((header, floats), (head, body)) in frames.by_ref().take(FRAMES).zip(heads.iter_mut().zip(&mut bodies)) {
+            (*head, *body) = (header.encode(), floats);
+            filled += 1;
+        }
+        if filled == 0 {
+            return Ok(());
+        }
+        let mut batch: [IoSlice<'_>; BATCH] = [IoSlice::new(&[]); BATCH];
+        for ((head, body), places) in heads.iter().zip(bodies).zip(batch.chunks_exact_mut(2)).take(filled) {
+            places.copy_from_slice(&[IoSlice::new(head), IoSlice::new(cast::bytes(body))]);
+        }
+        let sent = connection.send(&mut batch[..2 * filled]);
+        sent.map_err(|source| lost(connection, source))?;
     }
 }
 

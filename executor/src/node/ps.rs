@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::Paths;
-use tfos_core::config::Consistency;
+use tfos_core::config::{Consistency, Plane};
 use tfos_core::failure::{Cause, chain};
 use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::proto::{
@@ -36,13 +36,14 @@ impl PsHost {
     /// Serves on a clone of the executor's listener, which itself stays open for the next phase.
     pub(crate) fn start(
         start: &StartPhase,
+        plane: Plane,
         listener: TcpListener,
         mut options: ServerOptions,
         store: CheckpointStore,
         outgoing: Outgoing,
         heir: Option<Heir>,
     ) -> Result<Self, Error> {
-        let (phase, max_steps) = (start.phase, start.max_steps);
+        let StartPhase { phase, max_steps, .. } = *start;
         let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
         // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
         let (events_tx, events_rx) = unbounded_channel();
@@ -55,7 +56,7 @@ impl PsHost {
         let (stopped, stopped_rx) = watch::channel(false);
         let runtime = tokio::runtime::Handle::current();
         options.loader = Some(Arc::new(PartLoader { store: store.clone(), runtime, stopped: stopped_rx }));
-        let server = PsServer::start(listener, options, callback)?;
+        let server = crate::plane::serve(&plane, listener, options, callback)?;
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
         }

@@ -10,11 +10,13 @@ mod state;
 mod step;
 pub mod tensor;
 mod trainer;
+mod variables;
 
 pub use shim::torch_version;
 pub(crate) use state::TorchState;
 pub use state::describe_devices;
 pub use tch::Tensor;
+pub use variables::created;
 
 /// Threads that an operation may use.
 pub fn set_threads(threads: usize) {

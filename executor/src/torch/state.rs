@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
-use tfos_core::config::Consistency;
+use tfos_core::config::{Consistency, Placement, Plane};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
-use tfos_ps::{ClientOptions, Dial, Layout, Mode, PsClient, Scheduled};
+use tfos_ps::{ClientOptions, Dial, Layout, Mode, Scheduled};
 
 use super::step::Computed;
-use super::trainer::{Begin, Loaded, Trainer, Variables};
+use super::trainer::{Begin, Loaded, Trainer};
+use super::variables::Variables;
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
@@ -32,6 +33,7 @@ pub(crate) struct TorchState {
     shared: Arc<Shared>,
     connect: Option<(Vec<String>, ClientOptions)>,
     dial: Dial,
+    plane: Plane,
     max_steps: u64,
 }
 
@@ -91,6 +93,7 @@ impl TorchState {
         };
         let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
         let dial = dial(&consistency);
+        let plane = crate::plane::read(&options.start.plane);
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
             let client = ClientOptions {
@@ -126,7 +129,8 @@ impl TorchState {
             seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
-        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, dial, max_steps })
+        let vs = nn::VarStore::new(device);
+        Ok(Self { vs, shared: Arc::new(shared), connect, dial, plane, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
@@ -258,7 +262,10 @@ impl NodeContext {
         if self.kind != PhaseKind::Train || !self.node.role.trains() {
             return self.load();
         }
-        let variables = Variables::collect(self.torch.vs.variables())?;
+        let shards = self.torch.connect.as_ref().map(|(addresses, _)| addresses.len());
+        let created = self.torch.vs.trainable_variables();
+        let whole = shards.filter(|_| self.torch.plane.placement == Placement::RoundRobin);
+        let variables = Variables::collect(self.torch.vs.variables(), whole.map(|shards| (shards, &created[..])))?;
         self.torch
             .dial
             .check(&variables.layout, &optimizer)
@@ -268,12 +275,15 @@ impl NodeContext {
         let plan = loading.as_ref().map(|loading| self.plan(loading, &variables.layout, Some(&optimizer)));
         let plan = plan.transpose()?;
         let client = match &self.torch.connect {
-            Some((addresses, options)) => Some(PsClient::connect(addresses, options)?),
+            Some((addresses, options)) => Some(crate::plane::connect(&self.torch.plane, addresses, options)?),
             None => None,
         };
         let load = loading.as_ref().zip(plan.as_ref());
         let load = load.map(|(loading, plan)| Loaded { loading, plan, runtime: &self.runtime });
         let begin = Begin { optimizer, mode: self.torch.dial.mode, load, chief };
+        if let Some(shards) = shards.filter(|_| chief) {
+            crate::plane::tell(&variables.layout, shards, &self.torch.plane);
+        }
         let (trainer, step) = Trainer::new(variables, &begin, client)?;
         self.counters.set_step(step);
         if chief {
@@ -303,7 +313,7 @@ impl NodeContext {
     }
 
     fn load_as(&mut self, loading: &Loading) -> Result<(), Error> {
-        let mut variables = Variables::collect(self.torch.vs.variables())?;
+        let mut variables = Variables::collect(self.torch.vs.variables(), None)?;
         let plan = self.plan(loading, &variables.layout, None)?;
         variables.load(&Loaded { loading, plan: &plan, runtime: &self.runtime }, vec![])?;
         self.counters.set_step(plan.step());

@@ -13,10 +13,11 @@ use tfos_ps::{
 
 use super::device::DeviceOptimizer;
 use super::local_sgd::LocalSgd;
-use super::slices::{Frozen, check, floats, floats_mut};
+use super::slices::{Frozen, floats, floats_mut};
 use super::step::{Computed, Stepped};
+use super::variables::Variables;
 use crate::Error;
-use crate::checkpoint::{Destination, Plan, Segments};
+use crate::checkpoint::{Plan, Segments};
 use crate::feed::Begun;
 
 /// Where updates are made.
@@ -47,48 +48,6 @@ pub(super) struct Trainer {
     chief: bool,
 }
 
-/// Variables in layout order: what is trained, and what is not.
-pub(super) struct Variables {
-    pub(super) layout: Layout,
-    trained: Vec<Tensor>,
-    buffers: Vec<Tensor>,
-}
-
-impl Variables {
-    /// Sorts out a model's variables; those that require no gradient are buffers.
-    pub(super) fn collect(named: std::collections::HashMap<String, Tensor>) -> Result<Self, Error> {
-        let (mut trained, mut buffers): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, t)| t.requires_grad());
-        trained.sort_by(|a, b| a.0.cmp(&b.0));
-        buffers.sort_by(|a, b| a.0.cmp(&b.0));
-        for (name, tensor) in trained.iter().chain(&buffers) {
-            check(name, tensor)?;
-        }
-        let shapes = |list: &[(String, Tensor)]| list.iter().map(|(n, t)| (n.clone(), t.size())).collect::<Vec<_>>();
-        let layout = Layout::new(shapes(&trained), shapes(&buffers))?;
-        let tensors = |list: Vec<(String, Tensor)>| list.into_iter().map(|(_, t)| t).collect();
-        Ok(Self { layout, trained: tensors(trained), buffers: tensors(buffers) })
-    }
-
-    /// Loads the variables, and these slots: on the CPU straight into place, for a GPU by way of it.
-    pub(super) fn load(&mut self, from: &Loaded<'_>, slots: Vec<(String, Segments<'_>)>) -> Result<(), Error> {
-        let (mut params, mut buffers) = (on_host(&self.trained)?, on_host(&self.buffers)?);
-        let mut into = Destination {
-            params: Segments::new(0, params.iter_mut().map(floats_mut)),
-            slots,
-            buffers: Some(Segments::new(0, buffers.iter_mut().map(floats_mut))),
-        };
-        from.runtime.block_on(from.plan.load(0..self.layout.total, &mut into))?;
-        drop(into);
-        no_grad(|| {
-            let pairs = self.trained.iter_mut().zip(&params).chain(self.buffers.iter_mut().zip(&buffers));
-            for (tensor, host) in pairs.filter(|(tensor, _)| tensor.device() != Device::Cpu) {
-                tensor.f_copy_(host)?;
-            }
-            Ok(())
-        })
-    }
-}
-
 /// Copies that share no memory with the tensors.
 fn copies(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     let copy = |t: &Tensor| {
@@ -99,7 +58,7 @@ fn copies(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     no_grad(|| tensors.iter().map(copy).collect())
 }
 
-fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+pub(super) fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     tensors.iter().map(|t| Ok(t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)).collect()
 }
 

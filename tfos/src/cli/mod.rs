@@ -10,6 +10,7 @@ mod import;
 mod ledger;
 mod order;
 mod output;
+mod placement;
 mod predict;
 mod set;
 mod sql;

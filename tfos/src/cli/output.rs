@@ -8,6 +8,7 @@ use tfos_core::config::{Consistency, Job, Master};
 use tfos_core::failure::chain;
 
 use super::flags::Output;
+use super::placement::Placed;
 use crate::cluster::Ended;
 use crate::{Application, Error, Result};
 
@@ -45,7 +46,7 @@ pub(super) fn apps(applications: &[Arc<dyn Application>], output: Output) -> Res
 }
 
 /// The cluster that would be formed.
-pub(super) fn dry_run(job: &Job, output: Output) {
+pub(super) fn dry_run(job: &Job, placed: &Placed, output: Output) {
     let nodes = job.shape.nodes();
     let gpus = |role| if role == crate::Role::Ps { 0 } else { job.num_gpus };
     if output == Output::Json {
@@ -54,7 +55,10 @@ pub(super) fn dry_run(job: &Job, output: Output) {
             .enumerate()
             .map(|(id, n)| json!({"executor_id": id, "node": n.to_string(), "role": n.role, "gpus": gpus(n.role)}))
             .collect();
-        println!("{}", json!({"application": job.application, "nodes": nodes, "job": job}));
+        println!(
+            "{}",
+            json!({"application": job.application, "nodes": nodes, "placement": placed.json(job), "job": job})
+        );
         return;
     }
     let launcher = match job.master {
@@ -86,6 +90,10 @@ pub(super) fn dry_run(job: &Job, output: Output) {
     for (id, node) in nodes.iter().enumerate() {
         println!("  {id:<4} {:<12} {} GPU(s)", node.to_string(), gpus(node.role));
     }
+    if job.shape.num_ps > 0 {
+        println!("transport      {}", job.plane.transport);
+    }
+    placed.lines(job).iter().for_each(|line| println!("{line}"));
 }
 
 /// The end of a job that stops at once: nothing is known of it but that.

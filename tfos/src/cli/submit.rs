@@ -8,6 +8,7 @@ use tfos_core::config::{ConfigError, Job, Problem, RawJob};
 
 use super::flags::{Output, SubmitFlags};
 use super::output;
+use super::placement::Placed;
 use crate::application::Stop;
 use crate::cluster::Started;
 use crate::{Application, Cluster, Error, Result};
@@ -107,7 +108,7 @@ fn run_job(job: Job, application: &Arc<dyn Application>, flags: &SubmitFlags) ->
         return Ok(code);
     }
     if flags.dry_run {
-        output::dry_run(&job, flags.output);
+        output::dry_run(&job, &Placed::of(&job, application)?, flags.output);
         return Ok(0);
     }
     execute(job, application, flags.quiet, flags.output)

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 use tfos_core::checkpoint::Manifest;
-use tfos_executor::checkpoint::CheckpointStore;
+use tfos_executor::checkpoint::{Checkpoint, CheckpointStore};
+use tfos_executor::ps::Variable;
 
 use crate::Result;
 
-/// CRC-32C over the values as little-endian `f32`, in the order of the flat vectors.
+/// CRC-32C over the values as little-endian `f32`, in the order of the variables' names: wherever they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Digest {
     /// Trained variables.
@@ -19,11 +20,17 @@ pub(crate) struct Digest {
 
 /// Reads the whole checkpoint.
 pub(crate) async fn digest(model_dir: &str, manifest: &Manifest) -> Result<Digest> {
-    let state = CheckpointStore::open(model_dir)?.load(manifest).await?.state;
+    let Checkpoint { layout, state, .. } = CheckpointStore::open(model_dir)?.load(manifest).await?;
+    let mut variables: Vec<_> = layout.variables.iter().collect();
+    variables.sort_by(|a, b| a.name.cmp(&b.name));
+    let by_name = |crc: u32, values: &[f32]| {
+        let of = |v: &Variable| values.get(v.offset..v.offset + v.len()).unwrap_or_default();
+        variables.iter().fold(crc, |crc, v| append(crc, of(v)))
+    };
     Ok(Digest {
-        parameters_crc32c: append(0, &state.params),
+        parameters_crc32c: by_name(0, &state.params),
         buffers_crc32c: append(0, &state.buffers),
-        optimizer_crc32c: state.slots.iter().fold(0, |crc, (_, slot)| append(crc, slot)),
+        optimizer_crc32c: state.slots.iter().fold(0, |crc, (_, slot)| by_name(crc, slot)),
     })
 }
 

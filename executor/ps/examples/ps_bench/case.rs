@@ -3,21 +3,31 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use tfos_ps::Compress;
+
 use crate::report::{Measured, Report};
 use crate::{Failure, Options, limit, peers};
 
 pub(crate) const WORKERS: u32 = 2;
 
 /// One of ours; `exchange` computes nothing.
-const CASES: [(&str, &str, bool); 8] = [
+const CASES: &[(&str, &str, bool)] = &[
     ("shm", "async", true),
     ("shm", "sync", true),
     ("tcp", "async", true),
     ("tcp", "sync", true),
+    #[cfg(feature = "grpc")]
+    ("grpc", "async", true),
+    #[cfg(feature = "grpc")]
+    ("grpc", "sync", true),
     ("shm", "async", false),
     ("shm", "sync", false),
     ("tcp", "async", false),
     ("tcp", "sync", false),
+    #[cfg(feature = "grpc")]
+    ("grpc", "async", false),
+    #[cfg(feature = "grpc")]
+    ("grpc", "sync", false),
 ];
 
 pub(crate) fn run_all(options: &Options) -> Result<(), Failure> {
@@ -25,11 +35,14 @@ pub(crate) fn run_all(options: &Options) -> Result<(), Failure> {
     for round in 0..options.rounds {
         report.memory(&limit::measure()?);
         for &elements in &options.elements {
-            for (transport, mode, computes) in CASES {
+            for &(transport, mode, computes) in CASES {
                 let what = if computes { "step" } else { "exchange" };
-                let name = format!("tfos-{transport}-{mode}");
+                let name = match options.compress {
+                    Compress::None => format!("tfos-{transport}-{mode}"),
+                    compress => format!("tfos-{transport}-{compress}-{mode}"),
+                };
                 if format!("{name} {what}").contains(&options.only) {
-                    let rates = ours(elements, transport, mode, computes, options.seconds)?;
+                    let rates = ours(elements, transport, mode, computes, options)?;
                     report.add(Measured { system: name, what, elements, rates, round });
                 }
             }
@@ -82,14 +95,15 @@ impl Drop for Role {
 }
 
 /// Steps per second of each worker.
-fn ours(elements: usize, transport: &str, mode: &str, computes: bool, seconds: f64) -> Result<Vec<f64>, Failure> {
-    let mut ps = Role::start(&["ps", &WORKERS.to_string()])?;
+fn ours(elements: usize, transport: &str, mode: &str, computes: bool, options: &Options) -> Result<Vec<f64>, Failure> {
+    let mut ps = Role::start(&["ps", &WORKERS.to_string(), transport])?;
     let address = ps.line()?;
-    let (elements, seconds, computes) = (elements.to_string(), seconds.to_string(), computes.to_string());
+    let (elements, seconds, computes) = (elements.to_string(), options.seconds.to_string(), computes.to_string());
+    let compress = options.compress.to_string();
     let workers: Result<Vec<Role>, Failure> = (0..WORKERS)
         .map(|worker| {
             let worker = worker.to_string();
-            Role::start(&["worker", &worker, &address, transport, mode, &elements, &computes, &seconds])
+            Role::start(&["worker", &worker, &address, transport, mode, &elements, &computes, &seconds, &compress])
         })
         .collect();
     let mut workers = workers?;

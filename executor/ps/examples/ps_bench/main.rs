@@ -1,7 +1,8 @@
 //! Steps per second of 1 ps and 2 workers as processes, beside PyTorch and TensorFlow, in turn on the same machine.
 //!
 //! `cargo xtask bench ps` runs it with both peers. By hand, without them:
-//! `cargo run -p tfos-ps --example ps_bench -- [--elements N,…] [--seconds S] [--rounds N] [--output json]`.
+//! `cargo run -p tfos-ps --features grpc --example ps_bench -- [--elements N,…] [--seconds S] [--rounds N] [--compress HOW]
+//! [--output json]`; without the feature there are no rows of gRPC.
 //! The model is linear with one row and squared loss, so its gradient is as long as its parameters and costs two
 //! passes; `exchange` pushes a constant gradient instead. Rates are means of the workers, of their own steps in
 //! async mode and of global steps in sync mode. GB/s is 8 bytes x parameters x steps/s: one gradient out, one model in.
@@ -14,9 +15,13 @@ mod role;
 
 use std::process::ExitCode;
 
+use tfos_ps::Compress;
+
 type Failure = Box<dyn std::error::Error>;
 
-const USAGE: &str = "usage: ps_bench [--elements N,...] [--seconds S] [--rounds N] [--only WORD] [--output text|json]
+const USAGE: &str =
+    "usage: ps_bench [--elements N,...] [--seconds S] [--rounds N] [--only WORD] [--compress none|bf16|topk:F]
+                [--output text|json]
                 [--scripts DIR [--tensorflow PYTHON] [--torch PYTHON --torch-packages DIR]]";
 
 /// What the command line asks for.
@@ -27,6 +32,8 @@ struct Options {
     rounds: u32,
     /// Only cases whose name has this word.
     only: String,
+    /// How ours send gradients; the peers have no such thing.
+    compress: Compress,
     json: bool,
     scripts: String,
     tensorflow: Option<String>,
@@ -56,6 +63,7 @@ fn options(arguments: &[String]) -> Result<Options, Failure> {
         seconds: 3.0,
         rounds: 1,
         only: String::new(),
+        compress: Compress::None,
         json: false,
         scripts: String::new(),
         tensorflow: None,
@@ -69,6 +77,7 @@ fn options(arguments: &[String]) -> Result<Options, Failure> {
             "--seconds" => options.seconds = value.parse()?,
             "--rounds" => options.rounds = value.parse()?,
             "--only" => options.only.clone_from(value),
+            "--compress" => options.compress = value.parse()?,
             "--output" if value == "json" || value == "text" => options.json = value == "json",
             "--scripts" => options.scripts.clone_from(value),
             "--tensorflow" => options.tensorflow = Some(value.clone()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tfos_ps::reference::Random;
 use tfos_ps::transport::Tcp;
 use tfos_ps::{
-    ClientOptions, InitState, Layout, Mode, Optimizer, PsClient, PsServer, Push, ServerEvent, ServerOptions,
+    ClientOptions, Compress, InitState, Layout, Mode, Optimizer, PsClient, PsServer, Push, ServerEvent, ServerOptions,
 };
 
 use crate::Failure;
@@ -21,8 +21,8 @@ const TOKEN: &str = "bench";
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["ps", workers] => ps(workers.parse()?),
-        ["worker", worker, address, transport, mode, elements, computes, seconds] => work(&Worker {
+        ["ps", workers, transport] => ps(workers.parse()?, transport),
+        ["worker", worker, address, transport, mode, elements, computes, seconds, compress] => work(&Worker {
             worker: worker.parse()?,
             address: (*address).to_owned(),
             transport,
@@ -30,13 +30,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
             elements: elements.parse()?,
             computes: *computes == "true",
             time: Duration::from_secs_f64(seconds.parse()?),
+            compress: compress.parse()?,
         }),
         _ => Err("unknown role".into()),
     }
 }
 
 /// Serves until standard input ends, which it does at the latest with the process that started this one.
-fn ps(num_workers: u32) -> Result<(), Failure> {
+fn ps(num_workers: u32, transport: &str) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
     let options = ServerOptions {
@@ -53,7 +54,14 @@ fn ps(num_workers: u32) -> Result<(), Failure> {
             eprintln!("ps failed: {error}");
         }
     };
-    let server = PsServer::start(listener, options, Arc::new(failed))?;
+    let server = match transport {
+        #[cfg(feature = "grpc")]
+        "grpc" => {
+            let acceptor = Box::new(tfos_ps::transport::GrpcAcceptor::new(listener)?);
+            PsServer::start_on(acceptor, Arc::new(Tcp), options, Arc::new(failed))?
+        }
+        _ => PsServer::start(listener, options, Arc::new(failed))?,
+    };
     println!("{address}");
     wait_for_line()?;
     server.stop();
@@ -73,6 +81,7 @@ struct Worker<'a> {
     elements: usize,
     computes: bool,
     time: Duration,
+    compress: Compress,
 }
 
 fn work(setting: &Worker<'_>) -> Result<(), Failure> {
@@ -88,8 +97,11 @@ fn work(setting: &Worker<'_>) -> Result<(), Failure> {
         "tcp" => PsClient::connect_over(&Tcp, &addresses, &options)?,
         // What a job does by itself on one host.
         "shm" => PsClient::connect(&addresses, &options)?,
+        #[cfg(feature = "grpc")]
+        "grpc" => PsClient::connect_over(&tfos_ps::transport::Grpc, &addresses, &options)?,
         other => return Err(format!("there is no transport {other}").into()),
     };
+    client = client.with_compression(setting.compress);
     let elements = setting.elements;
     let layout = Layout::new([("w".to_owned(), vec![elements as i64])], [])?;
     let mut params = vec![0.0; elements];

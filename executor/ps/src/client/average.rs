@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::exchange::expect_length;
 use super::{Outcome, PsClient, Push};
+use crate::compress::Compress;
 use crate::error::{Error, Violation};
 use crate::flat;
-use crate::layout::shard_range;
 use crate::transport::Connection;
 use crate::wire::{self, Header, Kind};
 
@@ -35,6 +35,10 @@ impl PsClient {
     /// what all nodes have. Also returns the updates of the optimizer that they count for. `push` needs no gradients.
     pub fn average(&mut self, push: Push<'_>, values: &mut [Vector<'_>]) -> Result<(Outcome, u64), Error> {
         self.check_vectors(values)?;
+        if self.compress != Compress::None {
+            let expected = "none where states are averaged".to_owned();
+            return Err(Error::Options { what: "compression", expected, found: self.compress.to_string() });
+        }
         if let Some(buffers) = push.buffers {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
@@ -96,7 +100,7 @@ impl PsClient {
     }
 
     fn range(&self, shard: usize) -> Range<usize> {
-        shard_range(self.total, self.shards.len(), shard)
+        self.ranges.get(shard).cloned().unwrap_or_default()
     }
 }
 

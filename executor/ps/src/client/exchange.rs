@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::error::{Error, Violation};
 use crate::flat;
-use crate::layout::shard_range;
 use crate::transport::{Closer, Connection};
 use crate::wire::{self, Header};
 
@@ -16,16 +15,17 @@ const PARALLEL_BYTES: usize = 1 << 18;
 pub(super) fn exchange(
     shards: &mut [Box<dyn Connection>],
     closers: &[Box<dyn Closer>],
-    total: usize,
+    ranges: &[Range<usize>],
     params: &mut [&mut [f32]],
     send: impl Fn(usize, &mut dyn Connection, Range<usize>) -> Result<(), Error> + Sync,
     recv: impl Fn(&mut dyn Connection, Range<usize>, Vec<&mut [f32]>) -> Result<Header, Error> + Sync,
 ) -> Result<Vec<Header>, Error> {
     let count = shards.len();
-    let range = |shard| shard_range(total, count, shard);
-    let cuts = flat::cut_mut(params, (0..count).map(range));
+    let range = |shard: usize| ranges.get(shard).cloned().unwrap_or_default();
+    let total = ranges.last().map_or(0, |last| last.end);
+    let cuts = flat::cut_mut(params, ranges.iter().cloned());
     let shards = shards.iter_mut().zip(cuts).enumerate();
-    let results: Vec<Result<Header, Error>> = if size_of::<f32>() * total / count < PARALLEL_BYTES {
+    let results: Vec<Result<Header, Error>> = if size_of::<f32>() * total / count.max(1) < PARALLEL_BYTES {
         // Up to the first error: after it, the answers of the others may never come.
         let sent: Result<Vec<_>, Error> = shards
             .map(|(shard, (connection, pieces))| {

@@ -3,17 +3,20 @@
 mod average;
 mod exchange;
 mod steps;
+mod stream;
 mod types;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use self::average::Vector;
 use self::exchange::{exchange, expect_length, recv_params};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
+use crate::cast;
+use crate::compress::{Compress, Feedback};
 use crate::error::{Error, Refusal, Violation};
 use crate::flat;
-use crate::layout::{Layout, shard_range};
+use crate::layout::Layout;
 use crate::loader::{Load, within};
 use crate::optimizer::Scheduled;
 use crate::sequencer::Mode;
@@ -35,7 +38,14 @@ pub struct PsClient {
     step: u64,
     initialised_at: Option<u64>,
     total: usize,
+    /// Of the shards, in order.
+    ranges: Vec<Range<usize>>,
     buffers_total: usize,
+    compress: Compress,
+    /// Ranges of the next push that were sent before it.
+    streamed: Vec<Range<usize>>,
+    /// Of each shard, where gradients are compressed: each is used by the thread that sends to it.
+    feedback: Vec<Mutex<Feedback>>,
 }
 
 /// Makes all waiting of a client end with an error, from another thread.
@@ -103,8 +113,19 @@ impl PsClient {
             step: 0,
             initialised_at,
             total: 0,
+            ranges: Vec::new(),
             buffers_total: 0,
+            compress: Compress::None,
+            streamed: Vec::new(),
+            feedback: Vec::new(),
         })
+    }
+
+    /// Sends gradients compressed; to be said before the model is known. What a push leaves out stays here and is added to
+    /// the next gradient, so it is lost with this client.
+    pub fn with_compression(mut self, compress: Compress) -> PsClient {
+        self.compress = compress;
+        self
     }
 
     /// A handle that ends waiting calls from another thread.
@@ -151,11 +172,15 @@ impl PsClient {
             },
         )?;
         let count = self.shards.len();
+        if let Err(reason) = layout.check_cuts(count) {
+            let expected = format!("one for {count} ps");
+            return Err(Error::Options { what: "the layout", expected, found: reason });
+        }
         let (everything, every_buffer) = (0..layout.total, 0..layout.buffers_total);
         let all = (vec![everything], vec![every_buffer.clone()]);
         let (fresh, fresh_buffers) = load.map_or(all, |load| (load.fresh, load.fresh_buffers));
         for (shard, connection) in self.shards.iter_mut().enumerate() {
-            let range = shard_range(layout.total, count, shard);
+            let range = layout.range(count, shard);
             let params = || within(&fresh, &range);
             let buffers = || within(if shard == 0 { &fresh_buffers } else { &[] }, &every_buffer);
             let slots = state.slots.iter().map(|(_, slot)| &slot[range.clone()]);
@@ -180,7 +205,7 @@ impl PsClient {
             wire::send(&mut **connection, Header::new(Kind::Begin), &[], [])?;
             wire::expect(&mut **connection, Kind::Ok, "Ok")?;
         }
-        self.adopt(layout);
+        self.adopt(layout)?;
         self.step = state.step;
         self.initialised_at = Some(state.step);
         Ok(())
@@ -219,7 +244,7 @@ impl PsClient {
         buffers: &mut [&mut [f32]],
     ) -> Result<u64, Error> {
         let meta = wire::to_json("fingerprint", &layout.fingerprint())?;
-        self.adopt(layout);
+        self.adopt(layout)?;
         Ok(self.fetch(Kind::WaitInit, &meta, params, buffers)?.step)
     }
 
@@ -236,13 +261,15 @@ impl PsClient {
         if let Some(buffers) = push.buffers {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
+        let sliced = self.complete(push.gradients)?;
         self.seq += 1;
-        let (frame, seq) = (self.frame(Kind::PushPull), self.seq);
+        let (mut frame, seq, feedback) = (self.frame(Kind::PushPull), self.seq, &self.feedback);
+        frame.flags = if sliced { wire::SLICED } else { 0 };
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            send_push(shard, connection, range, frame, push.leases, &push)
+            send_push(shard, connection, range, frame, push.leases, &push, feedback.get(shard))
         };
         let answers =
-            exchange(&mut self.shards, &self.closers, self.total, params, send, |connection, range, pieces| {
+            exchange(&mut self.shards, &self.closers, &self.ranges, params, send, |connection, range, pieces| {
                 let header = wire::expect(connection, Kind::Result, "Result")?;
                 if header.seq != seq {
                     let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
@@ -259,8 +286,13 @@ impl PsClient {
             return Err(Error::Protocol { address: self.address(shard), violation });
         }
         self.step = first.step;
-        let dropped = first.flags & wire::DROPPED != 0;
-        Ok(Outcome { step: first.step, dropped, stop: first.flags & wire::STOP != 0 })
+        let (dropped, stop) = (first.flags & wire::DROPPED != 0, first.flags & wire::STOP != 0);
+        if dropped {
+            for (feedback, range) in self.feedback.iter().zip(&self.ranges) {
+                feedback.lock().unwrap_or_else(PoisonError::into_inner).undo(flat::cut(push.gradients, range.clone()));
+            }
+        }
+        Ok(Outcome { step: self.step, dropped, stop })
     }
 
     /// A frame of the next push.
@@ -298,9 +330,18 @@ impl PsClient {
         Ok(Status { step: header.step, stop: header.flags & wire::STOP != 0 })
     }
 
-    fn adopt(&mut self, layout: &Layout) {
+    fn adopt(&mut self, layout: &Layout) -> Result<(), Error> {
         self.total = layout.total;
+        self.ranges = layout.ranges(self.shards.len()).collect();
+        let longest = self.ranges.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+        if matches!(self.compress, Compress::TopK { .. }) && u32::try_from(longest).is_err() {
+            let expected = format!("none or bf16 for a ps of {longest} elements: an index has 32 bits");
+            return Err(Error::Options { what: "compression", expected, found: self.compress.to_string() });
+        }
         self.buffers_total = layout.buffers_total;
+        let lengths = self.ranges.iter().map(ExactSizeIterator::len).filter(|_| self.compress != Compress::None);
+        self.feedback = lengths.map(|len| Mutex::new(Feedback::new(self.compress, len))).collect();
+        Ok(())
     }
 
     fn address(&self, shard: usize) -> String {
@@ -316,19 +357,17 @@ impl PsClient {
     ) -> Result<Status, Error> {
         flat::check("parameters", params, self.total)?;
         flat::check("buffers", buffers, self.buffers_total)?;
-        let count = self.shards.len();
-        let (total, worker) = (self.total, self.worker);
-        let mut cuts = flat::cut_mut(params, (0..count).map(|shard| shard_range(total, count, shard))).into_iter();
+        let worker = self.worker;
+        let mut cuts = flat::cut_mut(params, self.ranges.iter().cloned()).into_iter();
         let mut status = Status { step: u64::MAX, stop: false };
         // One after the other: ps:0 answers first when all are initialised, and a start is rare.
-        for (shard, connection) in self.shards.iter_mut().enumerate() {
+        for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
             let connection = &mut **connection;
             let mut header = Header::new(kind);
             header.worker = worker;
             wire::send(connection, header, meta, [])?;
             let header = wire::expect(connection, Kind::State, "State")?;
-            let range = shard_range(total, count, shard);
-            recv_params(connection, &header, range, cuts.next().unwrap_or_default())?;
+            recv_params(connection, &header, range.clone(), cuts.next().unwrap_or_default())?;
             if shard == 0 {
                 expect_length(connection, "buffers", self.buffers_total, header.aux)?;
                 wire::recv_floats(connection, buffers.iter_mut().map(|buffer| &mut **buffer))?;
@@ -349,19 +388,32 @@ fn send_push(
     mut header: Header,
     meta: &[u8],
     push: &Push<'_>,
+    feedback: Option<&Mutex<Feedback>>,
 ) -> Result<(), Error> {
-    header.body = range.len() as u64;
-    let gradient = flat::cut(push.gradients, range);
-    if shard > 0 {
-        return wire::send(connection, header, &[], gradient);
+    let (mut meta, mut buffers) = (meta, push.buffers);
+    if shard == 0 {
+        (header.rows, header.loss) = (push.rows, push.loss);
+    } else {
+        (meta, buffers) = (&[], None);
     }
-    (header.rows, header.loss) = (push.rows, push.loss);
-    let buffers = push.buffers.unwrap_or(&[]);
-    if push.buffers.is_some() {
-        header.flags = wire::BUFFERS;
+    if let Some(buffers) = buffers {
+        header.flags |= wire::BUFFERS;
         header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
     }
-    wire::send(connection, header, meta, gradient.chain(buffers.iter().copied()))
+    let buffers = buffers.unwrap_or(&[]).iter().copied();
+    if header.flags & wire::SLICED != 0 {
+        return wire::send(connection, header, meta, buffers);
+    }
+    let gradient = flat::cut(push.gradients, range.clone());
+    let Some(feedback) = feedback else {
+        header.body = range.len() as u64;
+        return wire::send(connection, header, meta, gradient.chain(buffers));
+    };
+    let mut feedback = feedback.lock().unwrap_or_else(PoisonError::into_inner);
+    header.flags |= feedback.compress().flag();
+    let codes = cast::floats(feedback.encode(gradient));
+    header.body = codes.len() as u64;
+    wire::send(connection, header, meta, std::iter::once(codes).chain(buffers))
 }
 
 impl Drop for PsClient {

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::exchange::{exchange, expect_length, recv_params};
 use super::{Awaited, PsClient, Push, send_push};
+use crate::compress::Compress;
 use crate::error::{Error, Violation};
 use crate::flat;
-use crate::layout::shard_range;
 use crate::sequencer::Place;
 use crate::transport::Connection;
 use crate::wire::{self, Header, Kind};
@@ -25,17 +25,23 @@ impl PsClient {
     /// True when no push will be applied any more.
     pub fn push(&mut self, push: Push<'_>, place: Place) -> Result<bool, Error> {
         flat::check("gradients", push.gradients, self.total)?;
+        if self.compress != Compress::None {
+            let expected = "none in deterministic training, which sends every bit".to_owned();
+            return Err(Error::Options { what: "compression", expected, found: self.compress.to_string() });
+        }
         if let Some(buffers) = push.buffers {
             flat::check("buffers", buffers, self.buffers_total)?;
         }
+        let sliced = self.complete(push.gradients)?;
         self.seq += 1;
-        let (frame, seq) = (self.frame(Kind::Push), self.seq);
+        let (mut frame, seq) = (self.frame(Kind::Push), self.seq);
+        frame.flags = if sliced { wire::SLICED } else { 0 };
         let mut meta = wire::encode_place(place).to_vec();
         meta.extend_from_slice(push.leases);
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            send_push(shard, connection, range, frame, &meta, &push)
+            send_push(shard, connection, range, frame, &meta, &push, None)
         };
-        let answers = exchange(&mut self.shards, &self.closers, self.total, &mut [], send, |connection, _, _| {
+        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, &mut [], send, |connection, _, _| {
             let header = wire::expect(connection, Kind::Ok, "Ok")?;
             if header.seq != seq {
                 let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
@@ -56,10 +62,10 @@ impl PsClient {
     ) -> Result<Awaited, Error> {
         flat::check("parameters", params, self.total)?;
         flat::check("buffers", buffers, self.buffers_total)?;
-        let (count, total, worker) = (self.shards.len(), self.total, self.worker);
-        let mut cuts = flat::cut_mut(params, (0..count).map(|shard| shard_range(total, count, shard))).into_iter();
+        let worker = self.worker;
+        let mut cuts = flat::cut_mut(params, self.ranges.iter().cloned()).into_iter();
         // One after the other: ps:0 decides, so when it is there the others soon are too.
-        for (shard, connection) in self.shards.iter_mut().enumerate() {
+        for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
             let connection = &mut **connection;
             let pieces = cuts.next().unwrap_or_default();
             let header = loop {
@@ -75,7 +81,7 @@ impl PsClient {
                 let violation = Violation::Mismatch { what: "step of the answer", expected: step, found: header.step };
                 return Err(wire::violated(connection, violation));
             }
-            recv_params(connection, &header, shard_range(total, count, shard), pieces)?;
+            recv_params(connection, &header, range.clone(), pieces)?;
             if shard == 0 {
                 expect_length(connection, "buffers", self.buffers_total, header.aux)?;
                 wire::recv_floats(connection, buffers.iter_mut().map(|buffer| &mut **buffer))?;

@@ -1,14 +1,17 @@
 //! Serves one worker's connection: reads its gradients into place, reports them, answers with parameters.
 
 mod init;
+mod slices;
 
 use std::time::Duration;
 
+use self::slices::Arriving;
+use crate::compress::Coding;
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
 use crate::memory::Cut;
 use crate::sequencer::{Event, Mode, Place, PushMeta};
-use crate::server::peer::{first_seq, session_of};
+use crate::server::peer::first_seq;
 use crate::server::state::{Inner, lock};
 use crate::shard::{Begin, SlotState, Staged, Version};
 use crate::transport::Connection;
@@ -19,8 +22,18 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Serves until the worker finishes, breaks, or is fenced off.
 pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32, is_chief: bool, session: Option<u32>) {
-    let mut served =
-        Served { inner, connection, worker, is_chief, session: 0, last_seq: 0, spare: None, prepared: None };
+    let mut served = Served {
+        inner,
+        connection,
+        worker,
+        is_chief,
+        session: 0,
+        last_seq: 0,
+        spare: None,
+        arriving: None,
+        len: None,
+        prepared: None,
+    };
     let result = served.begin(session).and_then(|()| served.run());
     let Served { session, last_seq, .. } = served;
     if let Some(shard) = lock(&inner.shard).as_mut() {
@@ -52,6 +65,10 @@ struct Served<'a> {
     last_seq: u64,
     /// The staging buffer of the last push; the next one is read into it.
     spare: Option<Staged>,
+    /// What has come of the next push, where it comes in slices.
+    arriving: Option<Arriving>,
+    /// Of a gradient, once it is known.
+    len: Option<usize>,
     /// A state that is whole here, and waits for that of the other shards.
     prepared: Option<Box<(Begin, Init)>>,
 }
@@ -106,6 +123,7 @@ impl Served<'_> {
             match header.kind {
                 Kind::PushPull => self.push_pull(header)?,
                 Kind::Push => self.push(header)?,
+                Kind::Slice => self.slice(header)?,
                 Kind::Await => self.await_step(header)?,
                 Kind::Init => self.init(header)?,
                 Kind::Begin => self.install()?,
@@ -216,15 +234,13 @@ impl Served<'_> {
     /// Reads a gradient and stages it; gives what came before it. None if it was refused.
     fn receive(&mut self, header: Header) -> Result<Option<Vec<u8>>, Error> {
         let (worker, seq) = (self.worker, header.seq);
-        if header.worker != worker || session_of(seq) != self.session || seq <= self.last_seq {
-            let (expected, found) = (self.last_seq + 1, seq);
-            return Err(wire::violated(&*self.connection, Violation::Mismatch { what: "seq", expected, found }));
-        }
+        self.check_seq(&header)?;
         let answered = header.kind == Kind::Push;
-        let (mut lengths, mut free) = (None, self.spare.take());
+        let sliced = header.flags & wire::SLICED != 0;
+        let (mut lengths, mut free) = (None, self.spare.take_if(|_| !sliced));
         if let Some(shard) = lock(&self.inner.shard).as_mut() {
             lengths = Some((shard.push_len(), shard.buffers().map_or(0, <[f32]>::len)));
-            free = free.or_else(|| shard.take_free());
+            free = free.or_else(|| if sliced { None } else { shard.take_free() });
         }
         let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
         let Some((len, buffers_len)) = lengths else {
@@ -233,12 +249,14 @@ impl Served<'_> {
             return Ok(None);
         };
         let has_buffers = header.flags & wire::BUFFERS != 0;
-        self.length("gradient", len, header.body)?;
         self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
-        let mut staged = free.unwrap_or_default();
+        let mut staged = if sliced { self.arrived(&header, len)? } else { free.unwrap_or_default() };
         (staged.worker, staged.seq, staged.answered) = (worker, seq, answered);
-        staged.gradient.resize(len, 0.0);
-        wire::recv_floats(&mut *self.connection, [staged.gradient.as_mut_slice()])?;
+        if !sliced {
+            let coding = Coding::of(&header, len).map_err(|violation| wire::violated(&*self.connection, violation))?;
+            staged.gradient.resize(len, 0.0);
+            coding.recv(&mut *self.connection, &mut staged.gradient, &mut staged.codes)?;
+        }
         if has_buffers {
             let buffers = staged.buffers.get_or_insert_default();
             buffers.resize(buffers_len, 0.0);

@@ -47,6 +47,8 @@ pub(crate) struct Staged {
     pub(crate) worker: u32,
     pub(crate) seq: u64,
     pub(crate) gradient: Vec<f32>,
+    /// What it came as, where that was compressed.
+    pub(crate) codes: Vec<u32>,
     /// Non-trainable state that came with it; shard 0 only.
     pub(crate) buffers: Option<Vec<f32>>,
     /// Its worker has been answered already, and does not ask what became of it.

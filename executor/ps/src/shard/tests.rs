@@ -25,7 +25,7 @@ fn shard(len: usize) -> Shard {
 
 fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {
     let gradient = vec![value; shard.len()];
-    shard.stage(Staged { worker, seq, gradient, buffers: None, answered: false });
+    shard.stage(Staged { worker, seq, gradient, ..Staged::default() });
 }
 
 fn apply(index: u64, step: u64, parts: &[(u32, u64, f32)]) -> Decision {

@@ -112,7 +112,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// The chief initialises with zeros; must be called in a thread if the chief is not initialised yet.
     pub(crate) fn join(cluster: &Cluster, worker: u32, problem: &Regression, how: Option<(Scheduled, Mode)>) -> Worker {
-        let mut client = cluster.connect(worker);
+        Worker::join_by(cluster.connect(worker), problem, how)
+    }
+
+    pub(crate) fn join_by(mut client: PsClient, problem: &Regression, how: Option<(Scheduled, Mode)>) -> Worker {
         let layout = problem.layout().unwrap();
         if let Some((optimizer, mode)) = how {
             let params = vec![0.0; layout.total];

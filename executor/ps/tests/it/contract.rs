@@ -1,4 +1,4 @@
-//! What every transport promises, run against each: TCP, and shared memory on one host.
+//! What every transport promises, run against each: TCP, shared memory on one host, and gRPC where it is built in.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::TcpListener;
@@ -11,11 +11,18 @@ use std::time::Duration;
 
 use tfos_ps::reference::Random;
 use tfos_ps::transport::{Acceptor, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport, connect_shared};
+#[cfg(feature = "grpc")]
+use tfos_ps::transport::{Grpc, GrpcAcceptor};
 
 use crate::cluster::DEADLINE;
 
 /// Names the transport and the address in a child process that plays the peer.
 const CHILD: &str = "TFOS_TEST_CONTRACT_CHILD";
+
+#[cfg(feature = "grpc")]
+const KINDS: &[&str] = &["tcp", "shared", "grpc"];
+#[cfg(not(feature = "grpc"))]
+const KINDS: &[&str] = &["tcp", "shared"];
 
 type Ends = (Box<dyn Connection>, Box<dyn Connection>);
 
@@ -25,12 +32,22 @@ fn listen(kind: &str) -> (Box<dyn Acceptor>, String) {
         let address = listener.local_addr().unwrap().to_string();
         return (Box::new(TcpAcceptor::new(listener).unwrap()), address);
     }
+    #[cfg(feature = "grpc")]
+    if kind == "grpc" {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        return (Box::new(GrpcAcceptor::new(listener).unwrap()), address);
+    }
     let acceptor = SharedAcceptor::new().unwrap();
     let name = acceptor.name().to_owned();
     (Box::new(acceptor), name)
 }
 
 fn connect(kind: &str, address: &str) -> Box<dyn Connection> {
+    #[cfg(feature = "grpc")]
+    if kind == "grpc" {
+        return Grpc.connect(address, DEADLINE).unwrap();
+    }
     if kind == "tcp" {
         Tcp.connect(address, DEADLINE).unwrap()
     } else {
@@ -40,7 +57,7 @@ fn connect(kind: &str, address: &str) -> Box<dyn Connection> {
 
 /// The test for each transport, with the two ends of a connection.
 fn each(test: impl Fn(Ends, &str)) {
-    for kind in ["tcp", "shared"] {
+    for kind in KINDS.iter().copied() {
         let (acceptor, address) = listen(kind);
         let connected = thread::scope(|scope| {
             let accepted = scope.spawn(move || acceptor.accept().unwrap());
@@ -135,7 +152,7 @@ fn a_writer_without_a_reader_stops_at_a_bound_of_bytes_and_goes_on_when_it_is_re
                     Err(RecvTimeoutError::Disconnected) => panic!("{kind}: all {BLOCKS} blocks went without a reader"),
                 }
             }
-            let bound = if kind == "tcp" { 32 << 20 } else { 1 << 19 };
+            let bound = if kind == "shared" { 1 << 19 } else { 32 << 20 };
             assert!(sent * BLOCK <= bound, "{kind}: {sent} blocks");
             for number in 0..BLOCKS {
                 assert!(recv(&mut *b, BLOCK).unwrap().iter().all(|&byte| byte == number as u8), "{kind}");
@@ -184,7 +201,7 @@ fn a_time_limit_ends_a_wait_and_harms_nothing() {
 
 #[test]
 fn an_acceptor_that_is_closed_ends_its_wait() {
-    for kind in ["tcp", "shared"] {
+    for kind in KINDS.iter().copied() {
         let (acceptor, _) = listen(kind);
         let closer = acceptor.closer().unwrap();
         thread::scope(|scope| {
@@ -231,7 +248,7 @@ fn a_peer_that_sends_half_a_frame_and_waits() {
 
 #[test]
 fn the_death_of_a_process_is_seen_at_once_and_leaves_nothing() {
-    for kind in ["tcp", "shared"] {
+    for kind in KINDS.iter().copied() {
         let (acceptor, address) = listen(kind);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "contract::a_peer_that_sends_half_a_frame_and_waits"])
@@ -277,4 +294,26 @@ fn workers_of_this_host_choose_shared_memory_and_others_tcp() {
         assert_eq!(connection.transport(), "TCP");
         send(&mut *connection, b"pin").unwrap();
     });
+}
+
+#[test]
+fn who_insists_on_shared_memory_gets_it_or_an_error_that_says_why() {
+    use tfos_ps::transport::SameHost;
+    use tfos_ps::wire::{self, Header, Kind};
+
+    let cluster = crate::cluster::Cluster::start(1, 1);
+    assert_eq!(SameHost.connect(&cluster.addresses[0], DEADLINE).unwrap().transport(), "shared memory");
+    for (name, why) in [("", "it offers none"), ("tfos-ps-of-another-host", "refused")] {
+        let (acceptor, address) = listen("tcp");
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut connection = acceptor.accept().unwrap();
+                wire::expect(&mut *connection, Kind::Nearest, "Nearest").unwrap();
+                wire::send(&mut *connection, Header::new(Kind::Nearest), name.as_bytes(), []).unwrap();
+            });
+            let error = SameHost.connect(&address, DEADLINE).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(why) && error.to_string().contains(&address), "{error}");
+        });
+    }
 }

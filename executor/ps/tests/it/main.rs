@@ -2,12 +2,15 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod cluster;
+mod compress;
 mod contract;
 mod deterministic;
 mod failure;
 mod groups;
 mod local_sgd;
+mod placement;
 mod refusal;
+mod slices;
 mod snapshot;
 mod staleness;
 mod training;

@@ -1,6 +1,7 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
 mod consistency;
+mod plane;
 mod raw;
 mod restore;
 mod storage;
@@ -8,6 +9,7 @@ mod units;
 mod valid;
 
 pub use consistency::{Consistency, Group};
+pub use plane::{Carrier, Compression, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;

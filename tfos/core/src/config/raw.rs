@@ -108,6 +108,12 @@ settings! {
     "deterministic" deterministic: bool,
     /// Batches of which the gradients make one update in deterministic training.
     "micro-batches" micro_batches: u32,
+    /// How variables are dealt to the ps: `even` or `round-robin`.
+    "placement" placement: String,
+    /// What carries gradients and parameters: `auto`, `shared-memory`, `tcp` or `grpc`.
+    "transport" transport: String,
+    /// How gradients are sent: `none`, `bf16` or `topk:FRACTION`.
+    "compress" compress: String,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,
     /// Where checkpoints, ledger and events go: any object-store URL or a path.

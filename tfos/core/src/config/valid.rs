@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::consistency::Consistency;
+use super::plane::Plane;
 use super::raw::{ConfigError, Problem, RawJob};
 use super::restore::Restore;
 use crate::checkpoint::{Best, Retention};
@@ -55,6 +56,9 @@ pub struct Job {
     pub num_gpus: u32,
     /// When a gradient becomes an update.
     pub consistency: Consistency,
+    /// How gradients and parameters travel.
+    #[serde(default)]
+    pub plane: Plane,
     /// Where checkpoints go; `None` puts them into a temporary folder that goes away with the job.
     pub model_dir: Option<String>,
     /// Time between checkpoints.
@@ -125,6 +129,7 @@ impl Job {
         }
         let trainers = shape.num_trainers().max(1);
         let consistency = Consistency::check(&raw, trainers, num_ps, &mut bad);
+        let plane = Plane::check(&raw, num_ps, &mut bad);
         for (key, asked) in [
             ("ps-replicas", raw.ps_replicas.is_some_and(|n| n > 1)),
             ("tensorboard", raw.tensorboard.unwrap_or(false)),
@@ -200,6 +205,7 @@ impl Job {
             shape,
             num_gpus: raw.num_gpus.unwrap_or(0),
             consistency,
+            plane,
             model_dir: raw.model_dir,
             save_checkpoints_every,
             save_checkpoints_steps: raw.save_checkpoints_steps,

@@ -7,7 +7,7 @@ use tfos_core::config::InputMode;
 use tfos_data::datafusion::dataframe::DataFrameWriteOptions;
 
 use super::digits;
-use crate::application::Stop;
+use crate::application::{Shapes, Stop};
 use crate::cluster::check_columns;
 use crate::model::EVAL_INPUT;
 use crate::{Application, Cluster, DirectInput, Error, NodeContext, NodeError, Result, run_model};
@@ -45,6 +45,11 @@ impl Application for Mnist {
 
     fn inputs(&self, _node_arguments: &str) -> Vec<String> {
         vec!["image".into()]
+    }
+
+    fn variables(&self, arguments: &[String]) -> std::result::Result<Option<Shapes>, Stop> {
+        let args = Args::read(arguments)?;
+        model::variables(args.network).map(Some).map_err(|e| Stop::Usage(e.to_string()))
     }
 
     fn main(&self, cluster: &mut Cluster, arguments: &[String]) -> Result<()> {

@@ -69,6 +69,16 @@ impl Classifier {
     }
 }
 
+/// What a network trains, in the order of its creation.
+pub(super) fn variables(network: Network) -> Result<Vec<(String, Vec<i64>)>, Error> {
+    let vs = tch::nn::VarStore::new(Device::Cpu);
+    match network {
+        Network::Mlp => drop(Mlp::new(&vs.root(), CLASSES)?),
+        Network::Cnn => drop(Cnn::new(&vs.root(), CLASSES)?),
+    }
+    Ok(tfos_executor::torch::created(&vs))
+}
+
 /// `images`, `[n, 784]`, moved down and to the right by so many pixels; what comes in is black.
 fn shifted(images: &Tensor, [down, right]: [i64; 2]) -> Result<Tensor, Error> {
     let pad = [right, -right, down, -down];

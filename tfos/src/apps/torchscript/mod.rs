@@ -5,9 +5,9 @@ mod model;
 
 use tfos_data::convert::ConvertOptions;
 use tfos_data::session::Format;
-use tfos_executor::torch::module::ScriptModule;
+use tfos_executor::torch::module::{Named, ScriptModule};
 
-use crate::application::Stop;
+use crate::application::{Shapes, Stop};
 use crate::cluster::check_columns;
 use crate::model::EVAL_INPUT;
 use crate::portable::export::MODULE;
@@ -20,6 +20,20 @@ pub use model::Scripted;
 #[derive(Debug, Clone, Copy)]
 pub struct TorchScript;
 
+/// What a module trains, in the order of its definition.
+fn variables(address: &str) -> Result<Shapes> {
+    use tfos_data::object_store::ObjectStoreExt;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Error::System { what: "start the runtime".into(), source })?;
+    let bytes = runtime.block_on(async {
+        let (store, path, _) = tfos_data::store::resolve(address)?;
+        let failed = |e| tfos_data::Error::from_store(e, address);
+        Ok::<_, Error>(store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?)
+    })?;
+    let trained = check_module(&bytes, address)?.into_iter();
+    Ok(trained.map(|named| (named.name, named.tensor.size())).collect())
+}
+
 impl Application for TorchScript {
     fn name(&self) -> &str {
         "torchscript"
@@ -31,6 +45,11 @@ impl Application for TorchScript {
 
     fn check(&self, arguments: &[String]) -> std::result::Result<(), Stop> {
         Args::read(arguments).map(drop)
+    }
+
+    fn variables(&self, arguments: &[String]) -> std::result::Result<Option<Shapes>, Stop> {
+        let args = Args::read(arguments)?;
+        variables(&args.module).map(Some).map_err(|e| Stop::Usage(e.to_string()))
     }
 
     fn inputs(&self, node_arguments: &str) -> Vec<String> {
@@ -95,7 +114,8 @@ impl Application for TorchScript {
 }
 
 /// Says what is wrong with a module before any node waits for another.
-fn check_module(bytes: &[u8], address: &str) -> Result<()> {
+/// Gives the tensors that are trained.
+fn check_module(bytes: &[u8], address: &str) -> Result<Vec<Named>> {
     let bad = |what: String| Error::Usage(format!("--module {address}: {what}"));
     let words = |e: &NodeError| tfos_core::failure::chain(e).join(": ");
     let module = ScriptModule::load(bytes, tch::Device::Cpu).map_err(|e| {
@@ -105,5 +125,5 @@ fn check_module(bytes: &[u8], address: &str) -> Result<()> {
     if !tensors.iter().any(|t| t.parameter && t.tensor.requires_grad()) {
         return Err(bad("it has no parameter to train; was it frozen, or traced without parameters?".into()));
     }
-    Ok(())
+    Ok(tensors.into_iter().filter(|t| t.tensor.requires_grad()).collect())
 }

@@ -46,6 +46,18 @@ pub(in crate::cli) struct SubmitFlags {
     /// Batches of which the gradients make one update in deterministic training [default: 8].
     #[arg(long, value_name = "M")]
     micro_batches: Option<u32>,
+    /// How variables are dealt to the ps: even, which cuts all of them as one vector, or round-robin, whole in the order of
+    /// their creation, as TensorFlow does [default: even].
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
+    /// What carries gradients and parameters: auto, which is shared memory where both ends are on one host and TCP
+    /// elsewhere, shared-memory, tcp, or grpc for where only HTTP/2 passes [default: auto].
+    #[arg(long, value_name = "HOW")]
+    transport: Option<String>,
+    /// How gradients are sent: none, bf16 for half of the bytes, or topk:FRACTION for the largest ones only. What a step
+    /// leaves out is added to the next one [default: none].
+    #[arg(long, value_name = "HOW")]
+    compress: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -159,6 +171,9 @@ impl SubmitFlags {
             max_staleness: self.max_staleness,
             deterministic: on(self.deterministic),
             micro_batches: self.micro_batches,
+            placement: self.placement.clone(),
+            transport: self.transport.clone(),
+            compress: self.compress.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,

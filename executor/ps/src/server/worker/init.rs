@@ -3,7 +3,6 @@
 
 use super::Served;
 use crate::error::{Error, Refusal, Violation};
-use crate::layout::shard_range;
 use crate::loader::{Loading, within};
 use crate::sequencer::{Event, Mode};
 use crate::server::ServerEvent;
@@ -16,7 +15,10 @@ impl Served<'_> {
         let options = &self.inner.options;
         let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
         let init: Init = wire::from_json(&*self.connection, "init", &meta)?;
-        let range = shard_range(init.layout.total, options.num_shards, options.shard);
+        if let Err(detail) = init.layout.check_cuts(options.num_shards) {
+            return Err(wire::violated(&*self.connection, Violation::Malformed { what: "layout", detail }));
+        }
+        let range = init.layout.range(options.num_shards, options.shard);
         let len = range.len();
         let has_buffers = options.shard == 0;
         let buffers_len = if has_buffers { init.layout.buffers_total } else { 0 };

@@ -1,0 +1,252 @@
+//! How parameters and gradients travel between those that train and the ps: who holds what, over what, in how many bytes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::raw::RawJob;
+
+/// See the module's text.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plane {
+    /// How variables are dealt to the ps.
+    pub placement: Placement,
+    /// What carries them.
+    pub transport: Carrier,
+    /// How gradients are sent.
+    pub compress: Compression,
+}
+
+/// How variables are dealt to the ps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// All of them as one vector, cut evenly.
+    #[default]
+    Even,
+    /// Whole, in the order of their creation, one to each ps in turn, as TensorFlow does.
+    RoundRobin,
+}
+
+/// What carries them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// Shared memory where both ends are on one host, TCP elsewhere.
+    #[default]
+    Auto,
+    /// Shared memory or nothing.
+    SharedMemory,
+    /// Plain TCP everywhere.
+    Tcp,
+    /// gRPC everywhere, for where only HTTP/2 passes.
+    Grpc,
+}
+
+/// How gradients are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Compression {
+    /// As they are.
+    #[default]
+    None,
+    /// Rounded to 16 bits.
+    Bf16,
+    /// The largest ones only.
+    TopK {
+        /// Of all, above 0 and at most 0.5.
+        fraction: f64,
+    },
+}
+
+impl FromStr for Placement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "even" => Ok(Self::Even),
+            "round-robin" => Ok(Self::RoundRobin),
+            other => Err(format!("`{other}` is neither `even` nor `round-robin`")),
+        }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Even => "even",
+            Self::RoundRobin => "round-robin",
+        })
+    }
+}
+
+impl FromStr for Carrier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "shared-memory" => Ok(Self::SharedMemory),
+            "tcp" => Ok(Self::Tcp),
+            "grpc" => Ok(Self::Grpc),
+            other => Err(format!("`{other}` is none of `auto`, `shared-memory`, `tcp` and `grpc`")),
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::SharedMemory => "shared-memory",
+            Self::Tcp => "tcp",
+            Self::Grpc => "grpc",
+        })
+    }
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => return Ok(Self::None),
+            "bf16" => return Ok(Self::Bf16),
+            _ => {}
+        }
+        let Some(fraction) = text.strip_prefix("topk:") else {
+            return Err(format!("`{text}` is none of `none`, `bf16` and `topk:FRACTION`, such as `topk:0.01`"));
+        };
+        match fraction.parse() {
+            Ok(fraction) if fraction > 0.0 && fraction <= 0.5 => Ok(Self::TopK { fraction }),
+            _ => {
+                Err(format!("`{fraction}` must be a number above 0 and at most 0.5, where all would be as many bytes"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Bf16 => f.write_str("bf16"),
+            Self::TopK { fraction } => write!(f, "topk:{fraction}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Compression {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Compression> for String {
+    fn from(compression: Compression) -> String {
+        compression.to_string()
+    }
+}
+
+/// What was written, or the default after a word about what is wrong.
+fn read<T: FromStr<Err = String> + Default>(key: &str, text: Option<&String>, bad: &mut impl FnMut(&str, String)) -> T {
+    text.map_or(Ok(T::default()), |text| text.parse()).unwrap_or_else(|message| {
+        bad(key, message);
+        T::default()
+    })
+}
+
+impl Plane {
+    pub(super) fn check(raw: &RawJob, num_ps: u32, mut bad: impl FnMut(&str, String)) -> Self {
+        let plane = Self {
+            placement: read("placement", raw.placement.as_ref(), &mut bad),
+            transport: read("transport", raw.transport.as_ref(), &mut bad),
+            compress: read("compress", raw.compress.as_ref(), &mut bad),
+        };
+        let usual = Self::default();
+        let without_ps = [
+            ("placement", plane.placement != usual.placement),
+            ("transport", plane.transport != usual.transport),
+            ("compress", plane.compress != usual.compress),
+        ];
+        for (key, _) in without_ps.into_iter().filter(|(_, asked)| *asked && num_ps == 0) {
+            bad(key, "only together with --num-ps: without parameter servers nothing is sent".into());
+        }
+        if plane.compress != Compression::None && raw.deterministic.unwrap_or(false) {
+            bad("compress", "not together with --deterministic, which promises every bit".into());
+        }
+        let local = raw.consistency.as_deref().is_some_and(|word| word.trim().starts_with("local-sgd"));
+        if plane.compress != Compression::None && local {
+            bad("compress", "not together with --consistency local-sgd, which sends no gradients but states".into());
+        }
+        plane
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(num_ps: u32, of: impl FnOnce(&mut RawJob)) -> (Plane, Vec<String>) {
+        let (mut raw, mut told) = (RawJob::default(), vec![]);
+        of(&mut raw);
+        let plane = Plane::check(&raw, num_ps, |key, message| told.push(format!("{key}: {message}")));
+        (plane, told)
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_travels() {
+        let (plane, told) = check(2, |raw| {
+            raw.placement = Some("round-robin".into());
+            raw.transport = Some("tcp".into());
+            raw.compress = Some("topk:0.01".into());
+        });
+        let expected = Plane {
+            placement: Placement::RoundRobin,
+            transport: Carrier::Tcp,
+            compress: Compression::TopK { fraction: 0.01 },
+        };
+        assert_eq!((plane, told), (expected, vec![]));
+        let text = serde_json::to_string(&plane).unwrap();
+        assert_eq!(text, r#"{"placement":"round-robin","transport":"tcp","compress":"topk:0.01"}"#);
+        assert_eq!(serde_json::from_str::<Plane>(&text).unwrap(), plane);
+        assert_eq!(serde_json::from_str::<Plane>("{}").unwrap(), Plane::default());
+        assert!(serde_json::from_str::<Plane>(r#"{"compress":"topk:2"}"#).is_err());
+    }
+
+    #[test]
+    fn every_wrong_word_is_told_with_what_there_is() {
+        let (_, told) = check(1, |raw| {
+            raw.placement = Some("odd".into());
+            raw.transport = Some("pigeon".into());
+            raw.compress = Some("topk:0.9".into());
+        });
+        for (key, word) in [("placement:", "`round-robin`"), ("transport:", "`shared-memory`"), ("compress:", "0.5")] {
+            assert!(told.iter().any(|t| t.starts_with(key) && t.contains(word)), "{key} {word} in {told:?}");
+        }
+        assert_eq!(told.len(), 3);
+    }
+
+    #[test]
+    fn what_needs_ps_says_so_and_bits_are_not_rounded_where_they_are_promised() {
+        let all = |raw: &mut RawJob| {
+            raw.placement = Some("round-robin".into());
+            raw.transport = Some("shared-memory".into());
+            raw.compress = Some("bf16".into());
+            raw.deterministic = Some(true);
+        };
+        assert_eq!(check(0, all).1.len(), 4);
+        let (_, told) = check(1, all);
+        assert!(told.len() == 1 && told[0].contains("--deterministic"), "{told:?}");
+        let local = |raw: &mut RawJob| {
+            (raw.compress, raw.consistency) = (Some("bf16".into()), Some("local-sgd:8".into()));
+        };
+        assert!(check(1, local).1[0].contains("local-sgd"));
+        let (_, told) = check(0, |raw| (raw.placement, raw.compress) = (Some("even".into()), Some("none".into())));
+        assert!(told.is_empty(), "{told:?}");
+    }
+}
