@@ -63,6 +63,7 @@ fn every_choice_learns_the_line_and_the_logs_say_what_it_was() {
     for (flags, words) in [
         ("--placement round-robin --transport tcp", ["is reached over TCP", "placement round-robin"]),
         ("--transport shared-memory --compress bf16", ["is reached over shared memory", "compression bf16"]),
+        ("--overlap on --sync-replicas", ["gradients leave while the backward pass still runs", "compression none"]),
         ("--transport grpc --sync-replicas", ["is reached over gRPC", "is connected over gRPC"]),
         ("--compress topk:0.5 --sync-replicas", ["is reached over shared memory", "compression topk:0.5"]),
     ] {
