@@ -90,7 +90,7 @@ fn a_job_goes_on_with_another_placement_to_the_same_bits() {
     };
     let whole = train("even", "--cluster-size 2 --num-ps 1", 2);
     train("moved", "--cluster-size 4 --num-ps 2 --placement round-robin", 1);
-    assert_eq!(train("moved", "--cluster-size 5 --num-ps 3", 2), whole);
+    assert_eq!(train("moved", "--cluster-size 5 --num-ps 3 --overlap on", 2), whole);
     train("back", "--cluster-size 3 --num-ps 2", 1);
     assert_eq!(train("back", "--cluster-size 4 --num-ps 3 --placement round-robin", 2), whole);
 }
