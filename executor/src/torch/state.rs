@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
-use tfos_core::config::{Consistency, Placement, Plane};
+use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Dial, Layout, Mode, Scheduled};
@@ -280,7 +280,12 @@ impl NodeContext {
         };
         let load = loading.as_ref().zip(plan.as_ref());
         let load = load.map(|(loading, plan)| Loaded { loading, plan, runtime: &self.runtime });
-        let begin = Begin { optimizer, mode: self.torch.dial.mode, load, chief };
+        // What is compressed is sent as a whole.
+        let overlap = match self.torch.plane.overlap {
+            Overlapping::Auto if self.torch.plane.compress == Compression::None => None,
+            wanted => Some(wanted == Overlapping::On),
+        };
+        let begin = Begin { optimizer, mode: self.torch.dial.mode, load, chief, overlap };
         if let Some(shards) = shards.filter(|_| chief) {
             crate::plane::tell(&variables.layout, shards, &self.torch.plane);
         }

@@ -9,7 +9,7 @@ mod units;
 mod valid;
 
 pub use consistency::{Consistency, Group};
-pub use plane::{Carrier, Compression, Placement, Plane};
+pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;

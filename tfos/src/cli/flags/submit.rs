@@ -58,6 +58,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// leaves out is added to the next one [default: none].
     #[arg(long, value_name = "HOW")]
     compress: Option<String>,
+    /// Whether gradients are sent while the backward pass still runs: auto, which is for models of 4 MiB and more, on or
+    /// off [default: auto].
+    #[arg(long, value_name = "WHEN")]
+    overlap: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -174,6 +178,7 @@ impl SubmitFlags {
             placement: self.placement.clone(),
             transport: self.transport.clone(),
             compress: self.compress.clone(),
+            overlap: self.overlap.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,
