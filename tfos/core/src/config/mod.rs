@@ -9,9 +9,9 @@ mod storage;
 mod units;
 mod valid;
 
-pub use consistency::Consistency;
+pub use consistency::{Consistency, Group};
 pub use engine::Engine;
-pub use plane::{Carrier, Compression, Placement, Plane};
+pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;

@@ -114,6 +114,8 @@ settings! {
     "transport" transport: String,
     /// How gradients are sent: `none`, `bf16` or `topk:FRACTION`.
     "compress" compress: String,
+    /// Whether gradients are sent while the backward pass still runs: `auto`, `on` or `off`.
+    "overlap" overlap: String,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,
     /// Where checkpoints, ledger and events go: any object-store URL or a path.

@@ -26,8 +26,8 @@ pub(in crate::cli) struct SubmitFlags {
     #[arg(long)]
     evaluator: bool,
     /// When gradients become updates: sync (of all training nodes), sync:R (the first R of them), ssp:S (each by itself, nobody
-    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged)
-    /// [default: async].
+    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged). By names of
+    /// variables: 'embed.*=async,sync', the first that matches, the rest last [default: async].
     #[arg(long, value_name = "HOW")]
     consistency: Option<String>,
     /// The same as --consistency sync, or sync:R with --replicas-to-aggregate.
@@ -58,6 +58,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// leaves out is added to the next one [default: none].
     #[arg(long, value_name = "HOW")]
     compress: Option<String>,
+    /// Whether gradients are sent while the backward pass still runs: auto, which is for models of 4 MiB and more, on or
+    /// off [default: auto].
+    #[arg(long, value_name = "WHEN")]
+    overlap: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -178,6 +182,7 @@ impl SubmitFlags {
             placement: self.placement.clone(),
             transport: self.transport.clone(),
             compress: self.compress.clone(),
+            overlap: self.overlap.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,
