@@ -3,7 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::path::PathBuf;
 
-    const PARTS: [&str; 2] = ["src/torch/shim.cpp", "src/torch/module.cpp"];
+    const PARTS: [&str; 3] = ["src/torch/shim.cpp", "src/torch/module.cpp", "src/torch/hooks.cpp"];
     println!("cargo:rerun-if-changed=build.rs");
     PARTS.iter().for_each(|part| println!("cargo:rerun-if-changed={part}"));
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");

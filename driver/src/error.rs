@@ -43,6 +43,12 @@ pub enum Error {
     /// A node failed; this is the root cause.
     #[error("{0}")]
     Failed(Box<Failure>),
+    /// Ballista cannot be started.
+    #[error("cannot {what}")]
+    Engine {
+        /// The attempt, and what came of it.
+        what: String,
+    },
     /// The job was stopped by its user.
     #[error("interrupted")]
     Interrupted,
@@ -85,6 +91,17 @@ pub enum Error {
         mine: u64,
         /// The newest.
         newest: u64,
+    },
+    /// A request to a job got no answer.
+    #[error(
+        "no job answered on `{url}`{}; is one running on it?",
+        if *generation == 0 { String::new() } else { format!(" (its newest is generation {generation})") }
+    )]
+    NotRunning {
+        /// The directory.
+        url: String,
+        /// The newest job on it; 0 if there was none.
+        generation: u64,
     },
     /// Data or plan.
     #[error(transparent)]

@@ -7,6 +7,7 @@ use tfos_core::ids::{ExecutorId, GlobalStep};
 use tfos_core::proto::{RescueReport, from_driver, from_executor};
 use tfos_core::rows::CommittedRows;
 
+use crate::settings::Answer;
 use crate::state::{PhaseOutcome, PhaseSpec};
 
 /// Number of a control stream; a reconnect has another one.
@@ -85,10 +86,22 @@ pub enum Event {
         /// What it says.
         report: RescueReport,
     },
+    /// A command asks for another consistency.
+    SetAsked {
+        /// Of its request.
+        number: u64,
+        /// As it was written.
+        consistency: String,
+    },
     /// Somebody who called himself an executor was turned away.
     Rejected {
         /// Where the call came from.
         peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// The engine that runs the query of the phase has given up.
+    QueryFailed {
         /// Why.
         reason: String,
     },
@@ -189,6 +202,13 @@ pub enum Action {
         ticket: u64,
         /// Whether its part is still of use.
         wanted: bool,
+    },
+    /// Answer a request to change a setting.
+    AnswerSet {
+        /// Which one.
+        number: u64,
+        /// What became of it.
+        answer: Answer,
     },
     /// Note what the evaluator made of a checkpoint.
     Score {

@@ -173,6 +173,13 @@ impl Journal {
                 self.checkpoints.push([entry]);
                 true
             }
+            Event::QueryFailed { reason } => {
+                entry.event = "query_failed";
+                entry.phase = self.phase;
+                entry.detail = Some(reason.clone());
+                self.events.push(entry);
+                true
+            }
             Event::Drain => {
                 entry.event = "interrupted";
                 entry.phase = self.phase;
@@ -191,6 +198,7 @@ impl Journal {
             | Event::ProcessExited { .. }
             | Event::Rejected { .. }
             | Event::Rescue { .. }
+            | Event::SetAsked { .. }
             | Event::Tick => false,
         }
     }
@@ -277,6 +285,17 @@ impl Journal {
                 entry.detail = Some(text.clone());
                 self.notes.push([entry]);
                 false
+            }
+            Action::AnswerSet { answer, .. } => {
+                entry.event = if answer.error.is_some() { "set_refused" } else { "set" };
+                entry.step = answer.global_step;
+                let asked = format!("consistency={}", answer.consistency);
+                entry.detail = Some(match &answer.error {
+                    Some(error) => format!("{asked}: {error}"),
+                    None => asked,
+                });
+                self.notes.push([entry]);
+                true
             }
             Action::Refuse { .. }
             | Action::Send { .. }

@@ -4,6 +4,8 @@
 pub mod checkpoints;
 mod commit;
 mod create;
+#[cfg(feature = "ballista")]
+pub mod engine;
 pub mod error;
 pub mod event;
 mod journal;
@@ -12,6 +14,7 @@ pub mod ledger;
 pub mod model_dir;
 pub mod run;
 mod server;
+pub mod settings;
 pub mod state;
 pub mod status;
 mod unlisted;

@@ -24,6 +24,7 @@ use crate::checkpoint::CheckpointStore;
 use crate::client;
 use crate::control::{Counters, Outgoing};
 use crate::devices::Leases;
+use crate::engine::Engine;
 use crate::feed::Order;
 use crate::node::{HostOptions, NodeContext, NodeHost, PsHost};
 
@@ -82,6 +83,7 @@ struct Executor {
     phase: u32,
     node: Option<NodeHost>,
     ps: Option<PsHost>,
+    engine: Arc<Engine>,
 }
 
 /// Runs until the driver says stop or is gone. The caller ends the process with the result, without waiting
@@ -115,6 +117,7 @@ pub async fn run(options: ExecutorOptions, registry: Arc<Registry>) -> Result<()
         phase: 0,
         node: None,
         ps: None,
+        engine: Arc::default(),
     };
     loop {
         match orders.next().await {
@@ -200,6 +203,13 @@ impl Executor {
                     node.take_checkpoint(order.id);
                 }
             }
+            Order_::SetConsistency(order) if order.phase == self.phase => {
+                if let Some(ps) = &self.ps
+                    && let Err(e) = ps.set(&order)
+                {
+                    self.fail(&e);
+                }
+            }
             Order_::CheckpointCommitted(committed) => {
                 if let Some(node) = &self.node {
                     node.checkpoint_committed(committed.manifest);
@@ -212,6 +222,7 @@ impl Executor {
             | Order_::EndOfFeed(_)
             | Order_::TakeCheckpoint(_)
             | Order_::EndPhase(_)
+            | Order_::SetConsistency(_)
             | Order_::HeartbeatAck(_)
             | Order_::Stop(_) => {}
         }
@@ -303,6 +314,8 @@ impl Executor {
             outgoing: self.outgoing.clone(),
             counters: Arc::clone(&self.counters),
             heir,
+            ports: self.options.ports.clone(),
+            engine: Arc::clone(&self.engine),
         })?);
         Ok(())
     }

@@ -63,6 +63,7 @@ fn every_choice_learns_the_line_and_the_logs_say_what_it_was() {
     for (flags, words) in [
         ("--placement round-robin --transport tcp", ["is reached over TCP", "placement round-robin"]),
         ("--transport shared-memory --compress bf16", ["is reached over shared memory", "compression bf16"]),
+        ("--overlap on --sync-replicas", ["gradients leave while the backward pass still runs", "compression none"]),
         ("--transport grpc --sync-replicas", ["is reached over gRPC", "is connected over gRPC"]),
         ("--compress topk:0.5 --sync-replicas", ["is reached over shared memory", "compression topk:0.5"]),
     ] {
@@ -89,7 +90,7 @@ fn a_job_goes_on_with_another_placement_to_the_same_bits() {
     };
     let whole = train("even", "--cluster-size 2 --num-ps 1", 2);
     train("moved", "--cluster-size 4 --num-ps 2 --placement round-robin", 1);
-    assert_eq!(train("moved", "--cluster-size 5 --num-ps 3", 2), whole);
+    assert_eq!(train("moved", "--cluster-size 5 --num-ps 3 --overlap on", 2), whole);
     train("back", "--cluster-size 3 --num-ps 2", 1);
     assert_eq!(train("back", "--cluster-size 4 --num-ps 3 --placement round-robin", 2), whole);
 }

@@ -14,6 +14,7 @@
 mod forming;
 mod messages;
 mod phase;
+mod settings;
 mod snapshot;
 mod spec;
 
@@ -183,6 +184,7 @@ impl State {
                 _ => {}
             },
             Event::Rescue { ticket, report } => self.handle_rescue(now, ticket, report, &mut out),
+            Event::SetAsked { number, consistency } => self.handle_set(number, consistency, &mut out),
             Event::Rejected { peer, reason } => {
                 out.push(Action::Note(format!("turned away {peer}: {reason}")));
                 if matches!(self.stage, Stage::Forming { .. }) {
@@ -190,6 +192,7 @@ impl State {
                     self.status.waiting_for = Some(self.missing_reason());
                 }
             }
+            Event::QueryFailed { reason } => self.handle_query_failed(now, reason, &mut out),
             Event::Drain => self.handle_drain(&mut out),
             Event::Shutdown { reason } => self.handle_shutdown(reason, &mut out),
         }
@@ -237,6 +240,7 @@ impl State {
             phase.advance(now, &self.options, out);
             phase.fill(&mut self.status);
             if let Some(outcome) = phase.outcome() {
+                phase.give_up_sets(out);
                 out.push(Action::PhaseDone(Box::new(outcome)));
                 self.stage = Stage::Idle;
                 self.status.stage = "idle".into();
@@ -257,6 +261,15 @@ impl State {
             phase.drain(out);
         }
         self.stage = Stage::Running(Box::new(phase));
+    }
+
+    /// Whatever a node says of it, or that a node died, tells more (`ERR-1`).
+    fn handle_query_failed(&mut self, now: Instant, reason: String, out: &mut Vec<Action>) {
+        let Stage::Running(phase) = &self.stage else { return };
+        if let Some(chief) = phase.trainers.first().copied().filter(|_| phase.spec.kind == PhaseKind::Stage) {
+            let chain = vec!["the query engine gave up".into(), reason];
+            self.handle_death(now, chief, Cause::PeerLost { chain }, out);
+        }
     }
 
     fn handle_drain(&mut self, out: &mut Vec<Action>) {
@@ -378,5 +391,7 @@ impl State {
 
 #[cfg(test)]
 mod checkpoint_tests;
+#[cfg(test)]
+mod staging_tests;
 #[cfg(test)]
 mod tests;

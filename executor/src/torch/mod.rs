@@ -4,6 +4,7 @@ pub(crate) mod deterministic;
 mod device;
 mod local_sgd;
 pub mod module;
+mod overlap;
 pub mod shim;
 mod slices;
 mod state;

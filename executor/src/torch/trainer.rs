@@ -13,6 +13,7 @@ use tfos_ps::{
 
 use super::device::DeviceOptimizer;
 use super::local_sgd::LocalSgd;
+use super::overlap::{Overlap, forget_gradient};
 use super::slices::{Frozen, floats, floats_mut};
 use super::step::{Computed, Stepped};
 use super::variables::Variables;
@@ -45,6 +46,8 @@ pub(super) struct Trainer {
     /// CPU copies of variables, gradients and buffers that live on a GPU, for the ps.
     host: Option<(Vec<Tensor>, Vec<Tensor>)>,
     backend: Backend,
+    /// Sends gradients during the backward pass.
+    overlap: Option<Overlap>,
     chief: bool,
 }
 
@@ -68,7 +71,12 @@ pub(super) struct Begin<'a> {
     pub(super) mode: Mode,
     pub(super) load: Option<Loaded<'a>>,
     pub(super) chief: bool,
+    /// Whether gradients leave during the backward pass; `None` where that is for the model's size to say.
+    pub(super) overlap: Option<bool>,
 }
+
+/// Bytes of a model from which on a thread beside each backward pass costs less than it gains.
+const WORTH: usize = 4 << 20;
 
 /// What it begins with, if not with fresh values.
 pub(super) struct Loaded<'a> {
@@ -143,10 +151,16 @@ impl Trainer {
             begun: None,
             host,
             backend,
+            overlap: None,
             chief: begin.chief,
         };
         let step = trainer.meet(begin, step)?;
         trainer.take_alone(begin.mode, step)?;
+        let is_worth = begin.overlap.unwrap_or(size_of::<f32>() * trainer.layout.total >= WORTH);
+        if is_worth && on_cpu && matches!(trainer.backend, Backend::Ps(_)) {
+            trainer.overlap = Some(Overlap::new(&trainer.layout, &trainer.variables)?);
+            tracing::info!("gradients leave while the backward pass still runs");
+        }
         trainer.begun = in_steps.then(|| copies(&trainer.buffers)).transpose()?;
         Ok((trainer, step))
     }
@@ -236,13 +250,11 @@ impl Trainer {
 
     /// Backward pass and update.
     pub(super) fn step(&mut self, loss: &Tensor, computed: Computed<'_>) -> Result<Stepped, Error> {
-        for variable in &self.variables {
-            let mut grad = variable.f_grad()?;
-            if grad.defined() {
-                let _ = grad.f_zero_()?;
-            }
+        self.variables.iter().try_for_each(forget_gradient)?;
+        match (&self.overlap, &mut self.backend) {
+            (Some(overlap), Backend::Ps(client)) => overlap.backward(loss, client)?,
+            _ => loss.f_backward()?,
         }
-        loss.f_backward()?;
         let mut gradients = Vec::with_capacity(self.variables.len());
         for variable in &self.variables {
             let grad = variable.f_grad()?;

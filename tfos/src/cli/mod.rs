@@ -12,6 +12,7 @@ mod order;
 mod output;
 mod placement;
 mod predict;
+mod set;
 mod sql;
 mod submit;
 
@@ -69,6 +70,7 @@ fn dispatch(cli: Cli, applications: &[Arc<dyn Application>]) -> Result<u8> {
         Command::Predict(flags) => predict::run(*flags, applications),
         Command::Import(flags) => import::run(&flags, applications),
         Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output, applications),
+        Command::Set { job, setting, timeout, output } => set::run(&job, &setting, timeout.0, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tfos", &mut std::io::stdout());
             Ok(0)
@@ -96,9 +98,12 @@ fn complain(error: &Error) -> u8 {
 }
 
 /// Logs of this process: warnings and worse for a command, everything of ours for an executor.
+/// Libraries of which less is more: Ballista has a line for each task.
+const CHATTY: &str = "hdfs_native=error,ballista_core=warn,ballista_executor=warn,ballista_scheduler=warn";
+
 fn init_logs(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TFOS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},hdfs_native=error")));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},{CHATTY}")));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A second initialisation in one process keeps the first.
     let _ = logs.try_init();

@@ -17,6 +17,34 @@ pub struct Plane {
     pub transport: Carrier,
     /// How gradients are sent.
     pub compress: Compression,
+    /// Whether they are while the backward pass still runs.
+    pub overlap: Overlapping,
+}
+
+/// Whether gradients are sent while the backward pass still runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlapping {
+    /// Where the model is large, and nothing speaks against it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl FromStr for Overlapping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            other => Err(format!("`{other}` is none of `auto`, `on` and `off`")),
+        }
+    }
 }
 
 /// How variables are dealt to the ps.
@@ -166,12 +194,14 @@ impl Plane {
             placement: read("placement", raw.placement.as_ref(), &mut bad),
             transport: read("transport", raw.transport.as_ref(), &mut bad),
             compress: read("compress", raw.compress.as_ref(), &mut bad),
+            overlap: read("overlap", raw.overlap.as_ref(), &mut bad),
         };
         let usual = Self::default();
         let without_ps = [
             ("placement", plane.placement != usual.placement),
             ("transport", plane.transport != usual.transport),
             ("compress", plane.compress != usual.compress),
+            ("overlap", plane.overlap == Overlapping::On),
         ];
         for (key, _) in without_ps.into_iter().filter(|(_, asked)| *asked && num_ps == 0) {
             bad(key, "only together with --num-ps: without parameter servers nothing is sent".into());
@@ -182,6 +212,17 @@ impl Plane {
         let local = raw.consistency.as_deref().is_some_and(|word| word.trim().starts_with("local-sgd"));
         if plane.compress != Compression::None && local {
             bad("compress", "not together with --consistency local-sgd, which sends no gradients but states".into());
+        }
+        let contradictions = [
+            (
+                plane.compress != Compression::None,
+                "--compress, which looks at a whole gradient before it sends any of it",
+            ),
+            (raw.num_gpus.unwrap_or(0) > 0, "--num-gpus: gradients of a GPU are copied to the host as a whole"),
+            (local, "--consistency local-sgd, which sends no gradients"),
+        ];
+        for (_, why) in contradictions.iter().filter(|(is, _)| *is && plane.overlap == Overlapping::On) {
+            bad("overlap", format!("not together with {why}"));
         }
         plane
     }
@@ -204,15 +245,17 @@ mod tests {
             raw.placement = Some("round-robin".into());
             raw.transport = Some("tcp".into());
             raw.compress = Some("topk:0.01".into());
+            raw.overlap = Some("off".into());
         });
         let expected = Plane {
             placement: Placement::RoundRobin,
             transport: Carrier::Tcp,
             compress: Compression::TopK { fraction: 0.01 },
+            overlap: Overlapping::Off,
         };
         assert_eq!((plane, told), (expected, vec![]));
         let text = serde_json::to_string(&plane).unwrap();
-        assert_eq!(text, r#"{"placement":"round-robin","transport":"tcp","compress":"topk:0.01"}"#);
+        assert_eq!(text, r#"{"placement":"round-robin","transport":"tcp","compress":"topk:0.01","overlap":"off"}"#);
         assert_eq!(serde_json::from_str::<Plane>(&text).unwrap(), plane);
         assert_eq!(serde_json::from_str::<Plane>("{}").unwrap(), Plane::default());
         assert!(serde_json::from_str::<Plane>(r#"{"compress":"topk:2"}"#).is_err());
@@ -246,6 +289,10 @@ mod tests {
             (raw.compress, raw.consistency) = (Some("bf16".into()), Some("local-sgd:8".into()));
         };
         assert!(check(1, local).1[0].contains("local-sgd"));
+        let (_, told) = check(1, |raw| {
+            (raw.compress, raw.num_gpus, raw.overlap) = (Some("bf16".into()), Some(1), Some("on".into()));
+        });
+        assert!(told.len() == 2 && told.iter().all(|t| t.starts_with("overlap:")), "{told:?}");
         let (_, told) = check(0, |raw| (raw.placement, raw.compress) = (Some("even".into()), Some("none".into())));
         assert!(told.is_empty(), "{told:?}");
     }

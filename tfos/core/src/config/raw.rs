@@ -114,6 +114,8 @@ settings! {
     "transport" transport: String,
     /// How gradients are sent: `none`, `bf16` or `topk:FRACTION`.
     "compress" compress: String,
+    /// Whether gradients are sent while the backward pass still runs: `auto`, `on` or `off`.
+    "overlap" overlap: String,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,
     /// Where checkpoints, ledger and events go: any object-store URL or a path.
@@ -138,6 +140,8 @@ settings! {
     "restore-missing" restore_missing: String,
     /// Begin with the parameters of another model: a model directory, a manifest or a safetensors file.
     "init-from" init_from: String,
+    /// Who runs queries with an exchange: `datafusion` or `ballista`.
+    "engine" engine: String,
     /// Stop after this global step.
     "max-steps" max_steps: u64,
     /// Bound of all feed queues of an executor together.

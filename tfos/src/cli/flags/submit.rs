@@ -26,8 +26,8 @@ pub(in crate::cli) struct SubmitFlags {
     #[arg(long)]
     evaluator: bool,
     /// When gradients become updates: sync (of all training nodes), sync:R (the first R of them), ssp:S (each by itself, nobody
-    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged)
-    /// [default: async].
+    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged). By names of
+    /// variables: 'embed.*=async,sync', the first that matches, the rest last [default: async].
     #[arg(long, value_name = "HOW")]
     consistency: Option<String>,
     /// The same as --consistency sync, or sync:R with --replicas-to-aggregate.
@@ -58,6 +58,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// leaves out is added to the next one [default: none].
     #[arg(long, value_name = "HOW")]
     compress: Option<String>,
+    /// Whether gradients are sent while the backward pass still runs: auto, which is for models of 4 MiB and more, on or
+    /// off [default: auto].
+    #[arg(long, value_name = "WHEN")]
+    overlap: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -97,6 +101,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// URL. Ignored when --model-dir has a checkpoint.
     #[arg(long, value_name = "URL")]
     init_from: Option<String>,
+    /// Who runs a query with an exchange (join, aggregate, window, sort, limit): datafusion, in the chief's executor, or
+    /// ballista, in all that train [default: ballista when these are on several hosts].
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
@@ -174,6 +182,7 @@ impl SubmitFlags {
             placement: self.placement.clone(),
             transport: self.transport.clone(),
             compress: self.compress.clone(),
+            overlap: self.overlap.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,
@@ -186,6 +195,7 @@ impl SubmitFlags {
             restore_map: (!self.restore_map.is_empty()).then(|| self.restore_map.clone()),
             restore_missing: self.restore_missing.clone(),
             init_from: self.init_from.clone(),
+            engine: self.engine.clone(),
             max_steps: self.max_steps,
             feed_memory: self.feed_memory,
             reservation_timeout: self.reservation_timeout,
