@@ -1,6 +1,7 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
 mod consistency;
+mod engine;
 mod plane;
 mod raw;
 mod restore;
@@ -9,6 +10,7 @@ mod units;
 mod valid;
 
 pub use consistency::{Consistency, Group};
+pub use engine::Engine;
 pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
