@@ -445,6 +445,12 @@ fn run(seed: u64) -> (u32, u64, u32) {
             }
         }
     }
+    if random.below(2) == 0 {
+        // What is half applied is completed, and nothing after it.
+        let half = model.measuring.is_some() || !model.accepted.is_empty();
+        model.max_steps = model.max_steps.min(model.step + u64::from(half));
+        model.event(Event::Stop);
+    }
     for worker in 0..workers {
         model.event(Event::WorkerLost(worker));
         for event in clients[worker as usize].coming.iter_mut().skip(1).flat_map(std::mem::take) {
