@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
-use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane};
+use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane, Precision};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Layout, Mode, Scheduled};
@@ -34,6 +34,8 @@ pub(crate) struct TorchState {
     connect: Option<(Vec<String>, ClientOptions)>,
     mode: Mode,
     plane: Plane,
+    /// Whether the node function computes in mixed precision.
+    bf16: bool,
     max_steps: u64,
 }
 
@@ -99,6 +101,9 @@ impl TorchState {
             Consistency::LocalSgd { steps } => Mode::LocalSgd { steps: steps.get() },
             Consistency::Deterministic { .. } => Mode::Deterministic,
         };
+        let precision: Precision = serde_json::from_str(&options.start.precision).unwrap_or_default();
+        let trains = kind == PhaseKind::Train && options.node.role.trains();
+        let bf16 = precision == Precision::Bf16 && trains;
         let plane = crate::plane::read(&options.start.plane);
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
@@ -135,11 +140,15 @@ impl TorchState {
             seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
-        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, plane, max_steps })
+        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, plane, bf16, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
     pub(crate) fn begin_thread(&self) -> Result<(), Error> {
+        if self.bf16 {
+            tracing::info!("products and convolutions are computed in bf16, variables stay f32");
+            super::precision::begin_thread(self.vs.device())?;
+        }
         if self.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 

@@ -85,6 +85,7 @@ pub(super) fn dry_run(job: &Job, placed: &Placed, output: Output) {
         }
     };
     println!("updates        {mode}");
+    println!("precision      {}", job.precision);
     println!("executors      {}", job.shape.cluster_size);
     for (id, node) in nodes.iter().enumerate() {
         println!("  {id:<4} {:<12} {} GPU(s)", node.to_string(), gpus(node.role));

@@ -2,6 +2,7 @@
 
 mod consistency;
 mod plane;
+mod precision;
 mod raw;
 mod restore;
 mod storage;
@@ -10,6 +11,7 @@ mod valid;
 
 pub use consistency::Consistency;
 pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
+pub use precision::Precision;
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;
