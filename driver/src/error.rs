@@ -86,6 +86,17 @@ pub enum Error {
         /// The newest.
         newest: u64,
     },
+    /// A request to a job got no answer.
+    #[error(
+        "no job answered on `{url}`{}; is one running on it?",
+        if *generation == 0 { String::new() } else { format!(" (its newest is generation {generation})") }
+    )]
+    NotRunning {
+        /// The directory.
+        url: String,
+        /// The newest job on it; 0 if there was none.
+        generation: u64,
+    },
     /// Data or plan.
     #[error(transparent)]
     Data(#[from] tfos_data::Error),

@@ -7,6 +7,7 @@ use tfos_core::ids::{ExecutorId, GlobalStep};
 use tfos_core::proto::{RescueReport, from_driver, from_executor};
 use tfos_core::rows::CommittedRows;
 
+use crate::settings::Answer;
 use crate::state::{PhaseOutcome, PhaseSpec};
 
 /// Number of a control stream; a reconnect has another one.
@@ -84,6 +85,13 @@ pub enum Event {
         ticket: u64,
         /// What it says.
         report: RescueReport,
+    },
+    /// A command asks for another consistency.
+    SetAsked {
+        /// Of its request.
+        number: u64,
+        /// As it was written.
+        consistency: String,
     },
     /// Somebody who called himself an executor was turned away.
     Rejected {
@@ -189,6 +197,13 @@ pub enum Action {
         ticket: u64,
         /// Whether its part is still of use.
         wanted: bool,
+    },
+    /// Answer a request to change a setting.
+    AnswerSet {
+        /// Which one.
+        number: u64,
+        /// What became of it.
+        answer: Answer,
     },
     /// Note what the evaluator made of a checkpoint.
     Score {

@@ -191,6 +191,7 @@ impl Journal {
             | Event::ProcessExited { .. }
             | Event::Rejected { .. }
             | Event::Rescue { .. }
+            | Event::SetAsked { .. }
             | Event::Tick => false,
         }
     }
@@ -277,6 +278,17 @@ impl Journal {
                 entry.detail = Some(text.clone());
                 self.notes.push([entry]);
                 false
+            }
+            Action::AnswerSet { answer, .. } => {
+                entry.event = if answer.error.is_some() { "set_refused" } else { "set" };
+                entry.step = answer.global_step;
+                let asked = format!("consistency={}", answer.consistency);
+                entry.detail = Some(match &answer.error {
+                    Some(error) => format!("{asked}: {error}"),
+                    None => asked,
+                });
+                self.notes.push([entry]);
+                true
             }
             Action::Refuse { .. }
             | Action::Send { .. }

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod model_dir;
 pub mod run;
 mod server;
+pub mod settings;
 pub mod state;
 pub mod status;
 mod unlisted;

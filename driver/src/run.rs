@@ -131,6 +131,10 @@ impl Driver {
             options.restored.as_ref().map(|(step, _)| *step),
             format!("{}, {} executors", options.job.application, options.job.shape.cluster_size),
         );
+        // Nobody else knows a temporary one.
+        if options.job.model_dir.is_some() {
+            tokio::spawn(crate::settings::watch(options.model_dir.clone(), options.generation, events.clone()));
+        }
         let recorder = Some(Recorder::start(options.model_dir.clone(), options.generation));
         let job = Loop {
             journal,
@@ -336,6 +340,21 @@ impl Loop {
             Action::Score { step, scores } => {
                 let committer = Arc::clone(&self.committer);
                 self.write(async move { committer.lock().await.score(step, scores).await });
+            }
+            Action::AnswerSet { number, answer } => {
+                let said = match (&answer.error, answer.global_step) {
+                    (None, Some(step)) => format!("consistency is {} after step {step}", answer.consistency),
+                    (error, _) => {
+                        format!("consistency cannot be {}: {}", answer.consistency, error.as_deref().unwrap_or("?"))
+                    }
+                };
+                let _ = self.options.notes.send(said);
+                let (dir, generation) = (self.options.model_dir.clone(), self.options.generation);
+                self.write(async move {
+                    if let Err(error) = crate::settings::reply(&dir, generation, number, &answer).await {
+                        tracing::warn!("{}", tfos_core::failure::chain(&error).join(": "));
+                    }
+                });
             }
             Action::PhaseDone(outcome) => {
                 let waiter = self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();

@@ -200,6 +200,13 @@ impl Executor {
                     node.take_checkpoint(order.id);
                 }
             }
+            Order_::SetConsistency(order) if order.phase == self.phase => {
+                if let Some(ps) = &self.ps
+                    && let Err(e) = ps.set(&order)
+                {
+                    self.fail(&e);
+                }
+            }
             Order_::CheckpointCommitted(committed) => {
                 if let Some(node) = &self.node {
                     node.checkpoint_committed(committed.manifest);
@@ -212,6 +219,7 @@ impl Executor {
             | Order_::EndOfFeed(_)
             | Order_::TakeCheckpoint(_)
             | Order_::EndPhase(_)
+            | Order_::SetConsistency(_)
             | Order_::HeartbeatAck(_)
             | Order_::Stop(_) => {}
         }

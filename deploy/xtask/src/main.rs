@@ -14,11 +14,12 @@ cargo xtask bench NAME [--output json]   a bench of BENCHMARKS.md: submit, feed,
 cargo xtask bench feed-peers [KEY=N...]  the feed beside DataLoader, Ray Data and tf.data; keys: mnist-rows,
                                          criteo-rows, repeat, rounds
 cargo xtask bench checkpoint [OPTION...] checkpoints beside PyTorch's and TensorFlow's; --millions M, --rounds N, --dir D
+cargo xtask bench convergence [OPTION]   accuracy and wall time under each --consistency; --epochs N, --only CASE
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 9] =
-    ["submit", "feed", "feed-peers", "memory", "tfrecord", "overhead", "ledger", "checkpoint", "ps"];
+const BENCHES: [&str; 10] =
+    ["submit", "feed", "feed-peers", "memory", "tfrecord", "overhead", "ledger", "checkpoint", "convergence", "ps"];
 
 /// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
 const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];

@@ -64,6 +64,7 @@ impl State {
             Message::Metrics(m) => m.phase,
             Message::Results(m) => m.phase,
             Message::Staged(m) => m.phase,
+            Message::ConsistencySet(m) => m.phase,
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) | Message::Note(_) => return,
         };
         if of != phase.id() {
@@ -83,6 +84,7 @@ impl State {
             Message::Metrics(m) => phase.metrics(executor, m, out),
             Message::Results(m) => phase.results(m.results),
             Message::Staged(m) => phase.staged(m.files),
+            Message::ConsistencySet(m) => phase.consistency_set(m.id, m.global_step, m.error, out),
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) | Message::Note(_) => Ok(()),
         };
         if let Err(cause) = problem {

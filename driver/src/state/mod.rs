@@ -14,6 +14,7 @@
 mod forming;
 mod messages;
 mod phase;
+mod settings;
 mod snapshot;
 mod spec;
 
@@ -183,6 +184,7 @@ impl State {
                 _ => {}
             },
             Event::Rescue { ticket, report } => self.handle_rescue(now, ticket, report, &mut out),
+            Event::SetAsked { number, consistency } => self.handle_set(number, consistency, &mut out),
             Event::Rejected { peer, reason } => {
                 out.push(Action::Note(format!("turned away {peer}: {reason}")));
                 if matches!(self.stage, Stage::Forming { .. }) {
@@ -237,6 +239,7 @@ impl State {
             phase.advance(now, &self.options, out);
             phase.fill(&mut self.status);
             if let Some(outcome) = phase.outcome() {
+                phase.give_up_sets(out);
                 out.push(Action::PhaseDone(Box::new(outcome)));
                 self.stage = Stage::Idle;
                 self.status.stage = "idle".into();

@@ -51,6 +51,8 @@ pub(super) struct Phase {
     passed_over: u64,
     memory: FeedMemory,
     largest_staleness: u64,
+    /// Settings that were sent and not answered.
+    pub(super) sets: BTreeMap<u64, String>,
     pub(super) commits: Vec<CommitRecord>,
     pub(super) next_snapshot: u64,
     pub(super) snapshot: Option<Snapshot>,
@@ -105,6 +107,7 @@ impl Phase {
             passed_over: 0,
             memory: FeedMemory::default(),
             largest_staleness: 0,
+            sets: BTreeMap::new(),
             commits: vec![],
             next_snapshot: 1,
             snapshot: None,

@@ -53,7 +53,7 @@ pub(super) struct Snapshot {
 
 impl Phase {
     /// The executor whose node orders the updates: ps 0, or the only trainer.
-    fn sequencer(&self) -> Option<ExecutorId> {
+    pub(super) fn sequencer(&self) -> Option<ExecutorId> {
         if self.shape.num_ps > 0 { Some(ExecutorId(0)) } else { self.trainers.first().copied() }
     }
 

@@ -1,5 +1,6 @@
 //! What ps:0 decided, in the one order that all shards follow, and how it travels.
 
+use crate::dial::Group;
 use crate::error::Violation;
 
 /// One entry of the order; `index` counts from 0 without gaps since the ps started.
@@ -23,6 +24,10 @@ pub enum DecisionKind {
         /// The answer to its worker waits for a `Release`; then there is one part.
         held: bool,
     },
+    /// This staged gradient is accepted for global step `step`, and the variables of eager groups are updated with it.
+    Eager { step: u64, worker: u32, seq: u64 },
+    /// From here on the variables are in these groups; of each step `replicas` gradients are accepted at most.
+    Groups { groups: Vec<Group>, replicas: u32 },
     /// The push was applied before; it is answered with the parameters of this point.
     Release { worker: u32, seq: u64 },
     /// This push is discarded.
@@ -77,6 +82,8 @@ impl DecisionKind {
     pub(crate) const SNAPSHOT: u8 = 3;
     pub(crate) const MEASURE: u8 = 4;
     pub(crate) const RELEASE: u8 = 5;
+    pub(crate) const EAGER: u8 = 6;
+    pub(crate) const GROUPS: u8 = 7;
 
     /// (tag, worker, number, step) of the frame header. Of an update `worker` is the number of parts, and `meta` has the
     /// parts, 16 bytes each, then the totals, 8 bytes each, little-endian.
@@ -88,6 +95,15 @@ impl DecisionKind {
             }
             DecisionKind::Apply { step, parts, totals, held } => {
                 (Self::APPLY, encode_update(parts, totals, meta), u64::from(*held), *step)
+            }
+            DecisionKind::Eager { step, worker, seq } => (Self::EAGER, *worker, *seq, *step),
+            DecisionKind::Groups { groups, replicas } => {
+                for group in groups {
+                    meta.push(u8::from(group.eager));
+                    meta.extend_from_slice(&(group.pattern.len() as u32).to_le_bytes());
+                    meta.extend_from_slice(group.pattern.as_bytes());
+                }
+                (Self::GROUPS, *replicas, 0, 0)
             }
             DecisionKind::Release { worker, seq } => (Self::RELEASE, *worker, *seq, 0),
             DecisionKind::Drop { worker, seq } => (Self::DROP, *worker, *seq, 0),
@@ -106,6 +122,8 @@ impl DecisionKind {
                 let (parts, totals) = decode_update(worker, meta)?;
                 Ok(DecisionKind::Measure { step, round: number as u32, parts, totals })
             }
+            Self::EAGER => Ok(DecisionKind::Eager { step, worker, seq: number }),
+            Self::GROUPS => Ok(DecisionKind::Groups { groups: decode_groups(meta)?, replicas: worker }),
             Self::RELEASE => Ok(DecisionKind::Release { worker, seq: number }),
             Self::DROP => Ok(DecisionKind::Drop { worker, seq: number }),
             Self::SNAPSHOT => Ok(DecisionKind::Snapshot { id: number, step }),
@@ -138,6 +156,21 @@ fn decode_update(parts: u32, meta: &[u8]) -> Result<(Vec<Part>, Vec<f64>), Viola
     Ok((parts.as_chunks::<PART>().0.iter().map(part).collect(), decode_sums(totals)?))
 }
 
+/// Whether it is eager, the length of its pattern (4 bytes, little-endian), and the pattern; group after group.
+fn decode_groups(mut meta: &[u8]) -> Result<Vec<Group>, Violation> {
+    let malformed = || Violation::Malformed { what: "groups", detail: "they end too early, or are no text".to_owned() };
+    let mut groups = Vec::new();
+    while let Some((&eager, rest)) = meta.split_first() {
+        let (&length, rest) = rest.split_first_chunk().ok_or_else(malformed)?;
+        let found = rest.split_at_checked(u32::from_le_bytes(length) as usize);
+        let (pattern, rest) = found.ok_or_else(malformed)?;
+        let pattern = str::from_utf8(pattern).map_err(|_| malformed())?.to_owned();
+        groups.push(Group { pattern, eager: eager != 0 });
+        meta = rest;
+    }
+    Ok(groups)
+}
+
 /// Sums as they travel: `f64`, little-endian.
 pub(crate) fn encode_sums(sums: &[f64], meta: &mut Vec<u8>) {
     sums.iter().for_each(|sum| meta.extend_from_slice(&sum.to_le_bytes()));
@@ -168,6 +201,14 @@ mod tests {
                 totals: vec![1e-300, 2.0, f64::INFINITY],
                 held: true,
             },
+            DecisionKind::Eager { step: 7, worker: 3, seq: 1 << 33 },
+            DecisionKind::Groups { groups: vec![], replicas: 3 },
+            DecisionKind::Groups {
+                groups: [("embed.*", true), ("*", false)]
+                    .map(|(pattern, eager)| Group { pattern: pattern.to_owned(), eager })
+                    .to_vec(),
+                replicas: 1,
+            },
             DecisionKind::Release { worker: 2, seq: 9 },
             DecisionKind::Measure { step: 7, round: 1, parts: vec![part(0, 1.0)], totals: vec![0.1] },
             DecisionKind::Drop { worker: 2, seq: 9 },
@@ -181,5 +222,8 @@ mod tests {
             assert!(DecisionKind::decode(DecisionKind::APPLY, parts, 0, 1, &vec![0; bytes]).is_err());
         }
         assert!(DecisionKind::decode(9, 0, 0, 1, &[]).is_err());
+        for meta in [&[1, 0][..], &[1, 2, 0, 0, 0, b'a'], &[1, 1, 0, 0, 0, 255]] {
+            assert!(DecisionKind::decode(DecisionKind::GROUPS, 1, 0, 0, meta).is_err());
+        }
     }
 }

@@ -123,7 +123,7 @@ impl DeterministicTrainer {
             match action {
                 Action::Decide(decision) => taken = self.perform(decision)?.or(taken),
                 Action::Emit(Notice::Committed { commits, .. }) => made = commits,
-                Action::Emit(Notice::Dropped { .. } | Notice::SnapshotMarker { .. }) => {}
+                Action::Emit(Notice::Dropped { .. } | Notice::SnapshotMarker { .. } | Notice::Turned { .. }) => {}
             }
         }
         Ok((made, taken))

@@ -113,10 +113,11 @@ impl Layout {
         Ok(())
     }
 
-    /// The part of each variable that lies in `range`, counted from its start; empty for those that lie elsewhere.
-    pub(crate) fn parts_in(&self, range: Range<usize>) -> Vec<Range<usize>> {
+    /// Name of each variable, and its part that lies in `range`, counted from its start; empty for those that lie elsewhere.
+    pub(crate) fn parts_in(&self, range: Range<usize>) -> Vec<(String, Range<usize>)> {
         let cut = |at: usize| at.clamp(range.start, range.end) - range.start;
-        self.variables.iter().map(|variable| cut(variable.offset)..cut(variable.offset + variable.len())).collect()
+        let part = |v: &Variable| (v.name.clone(), cut(v.offset)..cut(v.offset + v.len()));
+        self.variables.iter().map(part).collect()
     }
 
     /// Equal for two layouts iff names, shapes, order and given cuts are (up to a 64-bit hash).
@@ -232,9 +233,10 @@ mod tests {
     fn the_parts_of_the_variables_cover_each_range() {
         let shapes = [("a", vec![20]), ("b", vec![0]), ("c", vec![60])].map(|(name, shape)| (name.to_owned(), shape));
         let layout = Layout::new(shapes, []).unwrap();
-        assert_eq!(layout.parts_in(0..80), [0..20, 20..20, 20..80]);
-        assert_eq!(layout.parts_in(16..48), [0..4, 4..4, 4..32]);
-        assert_eq!(layout.parts_in(48..80), [0..0, 0..0, 0..32]);
+        let parts = |range| layout.parts_in(range).into_iter().map(|(_, part)| part).collect::<Vec<_>>();
+        assert_eq!(parts(0..80), [0..20, 20..20, 20..80]);
+        assert_eq!(parts(16..48), [0..4, 4..4, 4..32]);
+        assert_eq!(parts(48..80), [0..0, 0..0, 0..32]);
     }
 
     #[test]

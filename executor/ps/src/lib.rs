@@ -20,6 +20,7 @@ mod client;
 mod compress;
 mod decision;
 mod deterministic;
+mod dial;
 mod error;
 mod flat;
 mod layout;
@@ -40,6 +41,7 @@ pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient
 pub use compress::Compress;
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
 pub use deterministic::DeterministicTrainer;
+pub use dial::{Dial, Group};
 pub use error::{Error, Refusal, Violation};
 pub use layout::{Fingerprint, Layout, Variable, shard_range};
 pub use loader::{Load, Loader, Loading};

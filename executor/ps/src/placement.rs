@@ -39,7 +39,8 @@ impl Layout {
                 let start = range.start + part.start - variable.offset;
                 start..start + part.len()
             };
-            let found = self.variables.iter().zip(parts).filter(|(_, part)| !part.is_empty());
+            let found =
+                self.variables.iter().zip(parts).map(|(v, (_, part))| (v, part)).filter(|(_, part)| !part.is_empty());
             Held { shard, variables: found.map(|(v, part)| (v, inside(part, v))).collect(), range: range.clone() }
         };
         self.ranges(shards).enumerate().map(held).collect()

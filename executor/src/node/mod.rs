@@ -1,6 +1,7 @@
 //! A node: the function that the application runs in this process, and everything it may ask for.
 
 mod context;
+mod dial;
 mod host;
 mod loader;
 mod ps;
@@ -8,6 +9,8 @@ mod results;
 mod stage;
 
 pub use context::{Checkpoints, NodeContext, PhaseKind};
+#[cfg(feature = "torch")]
+pub(crate) use dial::dial;
 pub(crate) use host::{HostOptions, NodeHost};
 #[cfg(feature = "torch")]
 pub(crate) use host::{Request, Requests};

@@ -4,16 +4,18 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::Paths;
-use tfos_core::config::Plane;
+use tfos_core::config::{Consistency, Plane};
 use tfos_core::failure::{Cause, chain};
 use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::proto::{
-    Commit, Commits, NodeFailed, PartWritten, Returned, SnapshotAt, StartPhase, from_executor::Message,
+    Commit, Commits, ConsistencySet, NodeFailed, PartWritten, Returned, SetConsistency, SnapshotAt, StartPhase,
+    from_executor::Message,
 };
-use tfos_ps::{Layout, PsServer, ServerEvent, ServerOptions, Snapshot};
+use tfos_ps::{Layout, Mode, PsServer, ServerEvent, ServerOptions, Snapshot};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
+use super::dial::dial;
 use super::loader::PartLoader;
 use crate::Error;
 use crate::agent::{Heir, Task};
@@ -58,6 +60,15 @@ impl PsHost {
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
         }
+        if let Ok(consistency) = serde_json::from_str::<Consistency>(&start.consistency)
+            && shard == 0
+        {
+            let dial = dial(&consistency);
+            // Every other mode comes from the chief.
+            if matches!(dial.mode, Mode::Grouped { .. }) {
+                server.begin_with(dial)?;
+            }
+        }
         let writer = PartWriter {
             phase,
             shard: shard as u32,
@@ -83,6 +94,27 @@ impl PsHost {
                     self.outgoing.send(Message::PartWritten(PartWritten { phase, id, ..Default::default() }));
                 }
                 Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Turns the dial; the answer comes in the order of the commits.
+    pub(crate) fn set(&self, order: &SetConsistency) -> Result<(), Error> {
+        let refuse = |error: String| {
+            let (phase, id) = (self.phase, order.id);
+            self.outgoing.send(Message::ConsistencySet(ConsistencySet { phase, id, global_step: 0, error }));
+            Ok(())
+        };
+        let consistency: Consistency = match serde_json::from_str(&order.consistency) {
+            Ok(consistency) => consistency,
+            Err(e) => return refuse(e.to_string()),
+        };
+        match self.server.turn(order.id, dial(&consistency)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => refuse(why),
+            Err(tfos_ps::Error::NotInitialised { .. }) => {
+                refuse("the model is not there yet; try again in a moment".to_owned())
             }
             Err(e) => Err(e.into()),
         }
@@ -198,6 +230,11 @@ async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter)
             }
             ServerEvent::Dropped { worker, leases, .. } => {
                 outgoing.send(Message::Returned(Returned { phase, worker, ranges: leases.into() }));
+            }
+            ServerEvent::Turned { id, step, refused } => {
+                let error = refused.unwrap_or_default().to_owned();
+                let set = ConsistencySet { phase, id, global_step: step, error };
+                outgoing.send(Message::ConsistencySet(set));
             }
             ServerEvent::SnapshotMarker { id, step } => {
                 outgoing.send(Message::SnapshotAt(SnapshotAt { phase, id, global_step: step }));

@@ -9,7 +9,7 @@ use tfos_core::cluster::Role;
 use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane, Precision};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
-use tfos_ps::{ClientOptions, Layout, Mode, Scheduled};
+use tfos_ps::{ClientOptions, Dial, Layout, Mode, Scheduled};
 
 use super::step::Computed;
 use super::trainer::{Begin, Loaded, Trainer};
@@ -18,7 +18,7 @@ use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
 use crate::control::{Counters, Outgoing};
 use crate::feed::{Begun, Hooks};
-use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests};
+use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests, dial};
 
 /// Commits of a trainer without ps travel together: this many, or as many as come in this time.
 const COMMITS: usize = 64;
@@ -32,7 +32,7 @@ pub(crate) struct TorchState {
     vs: nn::VarStore,
     shared: Arc<Shared>,
     connect: Option<(Vec<String>, ClientOptions)>,
-    mode: Mode,
+    dial: Dial,
     plane: Plane,
     /// Whether the node function computes in mixed precision.
     bf16: bool,
@@ -94,16 +94,10 @@ impl TorchState {
             });
         };
         let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
-        let mode = match consistency {
-            Consistency::Async => Mode::Async,
-            Consistency::Sync { replicas_to_aggregate } => Mode::Sync { replicas_to_aggregate },
-            Consistency::Bounded { max_staleness } => Mode::Bounded { max_staleness },
-            Consistency::LocalSgd { steps } => Mode::LocalSgd { steps: steps.get() },
-            Consistency::Deterministic { .. } => Mode::Deterministic,
-        };
         let precision: Precision = serde_json::from_str(&options.start.precision).unwrap_or_default();
         let trains = kind == PhaseKind::Train && options.node.role.trains();
         let bf16 = precision == Precision::Bf16 && trains;
+        let dial = dial(&consistency);
         let plane = crate::plane::read(&options.start.plane);
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
@@ -140,16 +134,13 @@ impl TorchState {
             seed: options.start.seed,
         };
         let max_steps = options.start.max_steps;
-        Ok(Self { vs: nn::VarStore::new(device), shared: Arc::new(shared), connect, mode, plane, bf16, max_steps })
+        let vs = nn::VarStore::new(device);
+        Ok(Self { vs, shared: Arc::new(shared), connect, dial, plane, bf16, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
     pub(crate) fn begin_thread(&self) -> Result<(), Error> {
-        if self.bf16 {
-            tracing::info!("products and convolutions are computed in bf16, variables stay f32");
-            super::precision::begin_thread(self.vs.device())?;
-        }
-        if self.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
+        if self.dial.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 
     pub(crate) fn hooks(&self) -> Arc<dyn Hooks> {
@@ -280,6 +271,10 @@ impl NodeContext {
         let created = self.torch.vs.trainable_variables();
         let whole = shards.filter(|_| self.torch.plane.placement == Placement::RoundRobin);
         let variables = Variables::collect(self.torch.vs.variables(), whole.map(|shards| (shards, &created[..])))?;
+        self.torch
+            .dial
+            .check(&variables.layout, &optimizer)
+            .map_err(|what| Error::Usage { what, try_this: "change --consistency, or the model".into() })?;
         let chief = self.trainer == 0;
         let loading = self.loading.clone().filter(|_| chief);
         let plan = loading.as_ref().map(|loading| self.plan(loading, &variables.layout, Some(&optimizer)));
@@ -295,7 +290,7 @@ impl NodeContext {
             Overlapping::Auto if self.torch.plane.compress == Compression::None => None,
             wanted => Some(wanted == Overlapping::On),
         };
-        let begin = Begin { optimizer, mode: self.torch.mode, load, chief, overlap };
+        let begin = Begin { optimizer, mode: self.torch.dial.mode, load, chief, overlap };
         if let Some(shards) = shards.filter(|_| chief) {
             crate::plane::tell(&variables.layout, shards, &self.torch.plane);
         }

@@ -12,6 +12,7 @@ mod order;
 mod output;
 mod placement;
 mod predict;
+mod set;
 mod sql;
 mod submit;
 
@@ -69,6 +70,7 @@ fn dispatch(cli: Cli, applications: &[Arc<dyn Application>]) -> Result<u8> {
         Command::Predict(flags) => predict::run(*flags, applications),
         Command::Import(flags) => import::run(&flags, applications),
         Command::Sql { model_dir, query, output } => sql::run(&model_dir, &query, output, applications),
+        Command::Set { job, setting, timeout, output } => set::run(&job, &setting, timeout.0, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tfos", &mut std::io::stdout());
             Ok(0)

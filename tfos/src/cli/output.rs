@@ -80,6 +80,7 @@ pub(super) fn dry_run(job: &Job, placed: &Placed, output: Output) {
         Consistency::Bounded { max_staleness } => {
             format!("asynchronous, nobody more than {max_staleness} steps ahead of the slowest")
         }
+        Consistency::Groups { .. } => format!("by groups of variables: {}", job.consistency),
         Consistency::LocalSgd { steps } => {
             format!("local: each training node takes {steps} steps alone, then all are averaged")
         }

@@ -4,6 +4,7 @@
 mod apps;
 mod bare;
 mod checkpoint;
+mod convergence;
 mod feed;
 mod feed_peers;
 mod memory;
@@ -19,6 +20,9 @@ use report::Report;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map(String::as_str).unwrap_or_default();
+    if name == "data" {
+        return tfos::run_all(vec![]);
+    }
     if matches!(name, "submit" | "executor") && arguments.iter().any(|a| a.starts_with("--")) && name_is_cli(&arguments)
     {
         return tfos::run_all(vec![
@@ -49,8 +53,10 @@ fn main() -> ExitCode {
         "memory" => memory::run(),
         "overhead" => overhead::run(),
         "checkpoint" => checkpoint::run(&arguments),
+        "convergence" => convergence::run(&arguments),
         other => Err(format!(
-            "unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead, checkpoint"
+            "unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead, checkpoint, \
+             convergence"
         )),
     };
     match result {

@@ -71,7 +71,7 @@ impl Model {
                         self.free.push(push.1);
                     }
                 }
-                Action::Emit(Notice::SnapshotMarker { .. }) => {}
+                Action::Emit(Notice::SnapshotMarker { .. } | Notice::Turned { .. }) => {}
             }
         }
     }

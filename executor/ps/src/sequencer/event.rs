@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(doc)]
 use crate::decision::DecisionKind;
 use crate::decision::{Commit, Decision, DropReason};
+use crate::dial::Dial;
 
 /// How pushes become global steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub enum Mode {
     /// As `Async`, but the answer to a push waits while its worker is more than so many of its own steps ahead of the
     /// slowest active worker; with 0 they go in step.
     Bounded { max_staleness: u32 },
+    /// As `Sync`, but for the variables of eager groups, whose part of a push is applied as soon as it is accepted; see
+    /// [`Dial`].
+    Grouped { replicas_to_aggregate: u32 },
     /// A push is not a gradient but what a worker made of the parameters by so many updates of its own, and of the slots:
     /// the mean of those of all active workers, weighted by rows, becomes the next step, as in `Sync`.
     LocalSgd { steps: u32 },
@@ -30,9 +34,28 @@ impl Mode {
     /// Pushes that make a step when more workers than that are active.
     pub(super) fn wanted(self) -> usize {
         match self {
-            Mode::Sync { replicas_to_aggregate } => replicas_to_aggregate.max(1) as usize,
+            Mode::Sync { replicas_to_aggregate } | Mode::Grouped { replicas_to_aggregate } => {
+                replicas_to_aggregate.max(1) as usize
+            }
             Mode::Async | Mode::Bounded { .. } => 1,
             Mode::LocalSgd { .. } | Mode::Deterministic => usize::MAX,
+        }
+    }
+
+    /// Whether each gradient that is applied was computed at the step before the one that it becomes.
+    pub(super) fn is_fresh(self) -> bool {
+        !matches!(self, Mode::Async | Mode::Bounded { .. })
+    }
+
+    /// Whether it can be left or entered while training goes on: where pushes are gradients of the current step.
+    pub(super) fn can_turn(self) -> Result<(), &'static str> {
+        match self {
+            Mode::LocalSgd { .. } => Err(
+                "nodes of local-sgd have updates of their own that nobody has seen; a job that is submitted again can \
+                     begin or end it",
+            ),
+            Mode::Deterministic => Err("deterministic training stays what it is from its first step to its last"),
+            _ => Ok(()),
         }
     }
 
@@ -90,6 +113,12 @@ pub enum Event {
     SnapshotRequested {
         id: u64,
     },
+    /// From here on, or from the end of what is half applied, pushes become updates in another way. Answered if it has
+    /// an id; before the beginning it takes the place of the mode of `Initialised`.
+    Turn {
+        id: Option<u64>,
+        dial: Dial,
+    },
     /// No update after this global step; `None` lifts the bound.
     MaxSteps(Option<u64>),
     /// No further updates at all.
@@ -128,6 +157,8 @@ pub enum Notice {
     Committed { step: u64, commits: Vec<Commit> },
     /// This push was not applied: its leases go back. Not sent for a push of which only gradients arrived.
     Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
+    /// Every step after `step` is made as turn `id` says; or why it cannot be, and nothing has changed.
+    Turned { id: u64, step: u64, refused: Option<&'static str> },
     /// Everything before is in snapshot `id`, nothing after.
     SnapshotMarker { id: u64, step: u64 },
 }

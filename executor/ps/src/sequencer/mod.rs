@@ -32,6 +32,7 @@ mod property;
 mod staleness;
 #[cfg(test)]
 mod tests;
+mod turning;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub use self::event::{Action, Event, Mode, Notice, Place, PushMeta};
 use self::measuring::Measuring;
 use self::worker::{Pending, Presence, Worker};
 use crate::decision::{Commit, Decision, DecisionKind, DropReason, Part};
+use crate::dial::{Dial, Group};
 
 /// See the module: feed it events, perform its actions.
 #[derive(Debug)]
@@ -56,8 +58,12 @@ pub struct Sequencer {
     /// Rounds of measuring before each update.
     rounds: u32,
     measuring: Option<Measuring>,
-    /// Snapshots that were asked for while an update was being measured: they come right after it.
+    /// Groups: what is accepted for the next step.
+    accepted: Vec<Commit>,
+    groups: Vec<Group>,
+    /// Snapshots that were asked for while an update was half applied: they come right after it.
     waiting_snapshots: Vec<u64>,
+    waiting_turns: Vec<(Option<u64>, Dial)>,
     /// The highest clock that the slowest worker has had.
     floor: u64,
 }
@@ -77,7 +83,10 @@ impl Sequencer {
             complete: Vec::new(),
             rounds: 0,
             measuring: None,
+            accepted: Vec::new(),
+            groups: Vec::new(),
             waiting_snapshots: Vec::new(),
+            waiting_turns: Vec::new(),
             floor: 0,
         }
     }
@@ -94,7 +103,7 @@ impl Sequencer {
 
     /// Whether no push will be applied any more, and the last update is decided to its end.
     pub fn is_finished(&self) -> bool {
-        self.measuring.is_none() && self.is_over()
+        !self.is_half_applied() && self.is_over()
     }
 
     fn is_over(&self) -> bool {
@@ -109,6 +118,7 @@ impl Sequencer {
                 if self.mode.is_none() {
                     self.mode = Some(mode);
                     (self.step, self.rounds) = (step, rounds);
+                    self.catch_up(&mut actions);
                 }
             }
             Event::WorkerJoined(worker) => self.handle_joined(worker),
@@ -144,12 +154,12 @@ impl Sequencer {
                     && let Some(measuring) = self.measuring.take()
                 {
                     self.advance(measuring, &mut actions);
+                    self.catch_up(&mut actions);
                 }
             }
-            Event::SnapshotRequested { id } => match self.measuring {
-                Some(_) => self.waiting_snapshots.push(id),
-                None => self.cut(id, &mut actions),
-            },
+            Event::SnapshotRequested { id } if self.is_half_applied() => self.waiting_snapshots.push(id),
+            Event::SnapshotRequested { id } => self.cut(id, &mut actions),
+            Event::Turn { id, dial } => self.handle_turn(id, dial, &mut actions),
             Event::MaxSteps(max) => self.max_steps = max,
             Event::Stop => self.stopped = true,
         }
@@ -227,12 +237,15 @@ impl Sequencer {
 
     /// Decides all that can be decided now; called after every event, so a departure releases those who waited.
     fn settle(&mut self, actions: &mut Vec<Action>) {
-        let Some(mode) = self.mode else { return };
-        loop {
+        // Again each time: an update may be what a turn of the dial has waited for.
+        while let Some(mode) = self.mode {
             if self.measuring.is_some() {
                 return;
             }
             if self.is_over() {
+                if !self.accepted.is_empty() {
+                    self.make_step_of_accepted(actions);
+                }
                 for (worker, seq) in std::mem::take(&mut self.complete) {
                     self.drop_pending(worker, seq, DropReason::Finished, actions);
                 }
@@ -248,8 +261,7 @@ impl Sequencer {
                 Mode::Sync { .. } | Mode::LocalSgd { .. } => {
                     self.drop_stale(actions);
                     let wanted = mode.wanted();
-                    let active = self.workers.values().filter(|worker| worker.presence.is_counted()).count();
-                    if self.complete.is_empty() || self.complete.len() < wanted.min(active) {
+                    if self.complete.is_empty() || self.complete.len() < wanted.min(self.counted()) {
                         return;
                     }
                     let mut chosen = self.complete.clone();
@@ -258,6 +270,11 @@ impl Sequencer {
                     chosen.sort_unstable();
                     self.apply(chosen, actions);
                 }
+                Mode::Grouped { .. } => {
+                    if !self.settle_groups(mode, actions) {
+                        return;
+                    }
+                }
                 Mode::Deterministic => {
                     self.drop_stale(actions);
                     let Some(chosen) = self.whole_step() else { return };
@@ -265,6 +282,11 @@ impl Sequencer {
                 }
             }
         }
+    }
+
+    /// Workers that are waited for.
+    fn counted(&self) -> usize {
+        self.workers.values().filter(|worker| worker.presence.is_counted()).count()
     }
 
     fn pending_of(&self, (worker, seq): (u32, u64)) -> Option<&Pending> {
@@ -295,8 +317,14 @@ impl Sequencer {
     }
 
     fn apply(&mut self, chosen: Vec<(u32, u64)>, actions: &mut Vec<Action>) {
+        let commits = self.take(&chosen);
+        self.update(commits, actions);
+    }
+
+    /// These pushes are decided: from here on they are applied, whatever comes.
+    fn take(&mut self, chosen: &[(u32, u64)]) -> Vec<Commit> {
         let mut commits = Vec::with_capacity(chosen.len());
-        for &(worker, seq) in &chosen {
+        for &(worker, seq) in chosen {
             let Some(state) = self.workers.get_mut(&worker) else {
                 continue;
             };
@@ -308,6 +336,11 @@ impl Sequencer {
             commits.push(Commit { worker, seq, rows, loss, leases, staleness: state.staleness });
         }
         self.complete.retain(|push| !chosen.contains(push));
+        commits
+    }
+
+    /// The weighted sum of these becomes the next step.
+    fn update(&mut self, commits: Vec<Commit>, actions: &mut Vec<Action>) {
         let rows: u64 = commits.iter().map(|commit| commit.rows).sum();
         // Pushes without rows (a last, empty batch) weigh the same, as there is nothing to weigh by.
         let weight = |commit: &Commit| match rows {
@@ -321,6 +354,7 @@ impl Sequencer {
         let exact = self.mode == Some(Mode::Deterministic);
         self.advance(Measuring::new(self.shards, self.rounds, step, parts, exact), actions);
         actions.push(Action::Emit(Notice::Committed { step, commits }));
+        self.catch_up(actions);
     }
 
     /// Decides the next round of an update, or that it is applied.
@@ -335,11 +369,6 @@ impl Sequencer {
         }
         self.decide(kind, actions);
         self.measuring = measuring;
-        if self.measuring.is_none() {
-            for id in std::mem::take(&mut self.waiting_snapshots) {
-                self.cut(id, actions);
-            }
-        }
     }
 
     fn cut(&mut self, id: u64, actions: &mut Vec<Action>) {

@@ -35,8 +35,7 @@ impl Sequencer {
 
     /// Notes how far ahead a worker is as it begins a step; in sync mode each applied gradient is fresh.
     fn begin_step(&mut self, worker: u32) {
-        let is_fresh = matches!(self.mode, Some(Mode::Sync { .. } | Mode::LocalSgd { .. } | Mode::Deterministic));
-        let staleness = if is_fresh { 0 } else { self.staleness(worker) };
+        let staleness = if self.mode.is_some_and(Mode::is_fresh) { 0 } else { self.staleness(worker) };
         if let Some(state) = self.workers.get_mut(&worker) {
             state.staleness = staleness;
         }

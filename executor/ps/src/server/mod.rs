@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::decision::{Commit, DropReason};
+use crate::dial::Dial;
 use crate::error::{Error, Refusal, Violation};
 use crate::loader::Loader;
 use crate::sequencer::{Event, Notice};
@@ -54,6 +55,8 @@ pub enum ServerEvent {
     Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
     /// ps:0: everything committed before this event is in snapshot `id`, nothing after.
     SnapshotMarker { id: u64, step: u64 },
+    /// ps:0: from the step after `step` on pushes become updates as turn `id` says; or why they cannot.
+    Turned { id: u64, step: u64, refused: Option<&'static str> },
     /// This shard's part of a snapshot.
     Snapshot(Snapshot),
     /// ps:0: the connection of a worker broke (to any shard) before it finished. All its pushes are decided, and the
@@ -68,6 +71,7 @@ impl From<Notice> for ServerEvent {
         match notice {
             Notice::Committed { step, commits } => ServerEvent::Committed { step, commits },
             Notice::Dropped { worker, seq, leases, reason } => ServerEvent::Dropped { worker, seq, leases, reason },
+            Notice::Turned { id, step, refused } => ServerEvent::Turned { id, step, refused },
             Notice::SnapshotMarker { id, step } => ServerEvent::SnapshotMarker { id, step },
         }
     }
@@ -155,6 +159,22 @@ impl PsServer {
     /// ps:0: no update after this global step; `None` lifts the bound. The workers see `stop` in their answers.
     pub fn set_max_steps(&self, max_steps: Option<u64>) -> Result<(), Error> {
         self.inner.sequence(Event::MaxSteps(max_steps))
+    }
+
+    /// ps:0: pushes become updates in another way from some step on, which `ServerEvent::Turned` tells. An error in words if
+    /// the model cannot be trained so.
+    pub fn turn(&self, id: u64, dial: Dial) -> Result<Result<(), String>, Error> {
+        let shard = self.inner.options.shard;
+        let checked = lock(&self.inner.shard).as_ref().map(|shard| shard.check_dial(&dial));
+        match checked.ok_or(Error::NotInitialised { shard })? {
+            Ok(()) => self.inner.sequence(Event::Turn { id: Some(id), dial }).map(Ok),
+            Err(why) => Ok(Err(why)),
+        }
+    }
+
+    /// ps:0, before a chief comes: this takes the place of the mode that the chief names. The chief checks it.
+    pub fn begin_with(&self, dial: Dial) -> Result<(), Error> {
+        self.inner.sequence(Event::Turn { id: None, dial })
     }
 
     /// ps:0: applies nothing more; pushes are dropped and answered with `stop`. Snapshots still work.

@@ -12,6 +12,7 @@
 //! gradient's buffer goes back to its connection with the outcome.
 
 mod average;
+mod groups;
 mod measure;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::average::SlotState;
+use self::groups::Groups;
 use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
+use crate::dial::Dial;
 use crate::error::{Error, Violation};
 use crate::memory::{Arena, Cut, Floats, Pool, Slots};
 use crate::optimizer::Scheduled;
@@ -100,8 +103,8 @@ pub(crate) struct Begin {
     /// Whether its sums are to have the same bits for any number of shards.
     pub(crate) exact: bool,
     pub(crate) range: Range<usize>,
-    /// The part of each variable of the layout in it, counted from its start.
-    pub(crate) variables: Vec<Range<usize>>,
+    /// Name and part of each variable of the layout in it, counted from its start.
+    pub(crate) variables: Vec<(String, Range<usize>)>,
     pub(crate) optimizer: Scheduled,
     /// Where pushes are states of workers rather than gradients: updates of its own that each of them took.
     pub(crate) local_steps: Option<u32>,
@@ -122,6 +125,8 @@ pub(crate) struct Shard {
     range: Range<usize>,
     /// What is updated alike: the parts of the variables, or everything where variables do not matter.
     variables: Vec<Range<usize>>,
+    named: Vec<(String, Range<usize>)>,
+    groups: Groups,
     optimizer: Scheduled,
     local_steps: Option<u32>,
     optimizer_step: u64,
@@ -154,13 +159,17 @@ impl Shard {
             return Err(Error::State { what: "number of slots", expected, found: begin.slots.len().to_string() });
         }
         let everything = std::iter::once(0..expected).collect();
-        let variables = if begin.optimizer.has_trust_ratios() { begin.variables } else { everything };
+        let named = begin.variables;
+        let apart = begin.optimizer.has_trust_ratios();
+        let variables = if apart { named.iter().map(|(_, part)| part.clone()).collect() } else { everything };
         let arena = Arena::new()?;
         let mut params = arena.floats(expected)?;
         params.copy_from_slice(&begin.params);
         Ok(Shard {
             shard: begin.shard,
             variables,
+            named,
+            groups: Groups::default(),
             alone: begin.alone,
             exact: begin.exact,
             range: begin.range,
@@ -181,6 +190,11 @@ impl Shard {
 
     pub(crate) fn len(&self) -> usize {
         self.range.len()
+    }
+
+    /// Whether its model can be trained so; an error in words.
+    pub(crate) fn check_dial(&self, dial: &Dial) -> Result<(), String> {
+        dial.check_names(self.named.iter().map(|(name, _)| name.as_str()), &self.optimizer)
     }
 
     /// Elements of a push.
@@ -248,6 +262,8 @@ impl Shard {
                 self.gather(index, step, &parts)?;
                 if let Some(steps) = self.local_steps {
                     self.average(step, &parts, steps)?;
+                } else if !self.groups.is_empty() {
+                    self.update_the_rest(step, &parts)?;
                 } else {
                     for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
                         totals.extend(self.measure(round as u32, &parts, &totals)?);
@@ -265,6 +281,16 @@ impl Shard {
                         self.decided(part.worker, part.seq, false, staged);
                     }
                 }
+                Ok(Performed::Nothing)
+            }
+            DecisionKind::Eager { step, worker, seq } => {
+                let parts = [Part { worker, seq, weight: 1.0 }];
+                self.gather(index, step, &parts)?;
+                self.update_eagerly(&parts)?;
+                Ok(Performed::Nothing)
+            }
+            DecisionKind::Groups { groups, replicas } => {
+                self.regroup(&groups, replicas);
                 Ok(Performed::Nothing)
             }
             DecisionKind::Release { worker, seq } => {
@@ -345,7 +371,11 @@ impl Shard {
                 buffers.clone_from(sent);
             }
         }
-        let last = std::mem::replace(&mut self.current, Version { step, params: next });
+        self.replace(step, next);
+    }
+
+    fn replace(&mut self, step: u64, params: Arc<Floats>) {
+        let last = std::mem::replace(&mut self.current, Version { step, params });
         self.pool.put(last.params);
     }
 

@@ -11,7 +11,7 @@ fn shard(len: usize) -> Shard {
         alone: false,
         exact: false,
         range: 16..16 + len,
-        variables: vec![],
+        variables: vec![("a".to_owned(), 0..len / 2), ("b".to_owned(), len / 2..len)],
         optimizer: optimizer.into(),
         local_steps: None,
         step: 5,

@@ -6,6 +6,7 @@ mod compress;
 mod contract;
 mod deterministic;
 mod failure;
+mod groups;
 mod local_sgd;
 mod placement;
 mod refusal;

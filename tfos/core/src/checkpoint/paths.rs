@@ -101,6 +101,16 @@ impl Paths {
         name.strip_prefix("events-")?.strip_suffix(".parquet")?.parse().ok().map(Generation)
     }
 
+    /// The `number`th request to change a setting while a generation runs, created by exactly one command.
+    pub fn set(generation: Generation, number: u64) -> String {
+        format!("{}/set-{:06}-{number}.json", Self::JOB, generation.0)
+    }
+
+    /// What became of the request.
+    pub fn set_answer(generation: Generation, number: u64) -> String {
+        format!("{}/set-{:06}-{number}-answer.json", Self::JOB, generation.0)
+    }
+
     /// Step of the checkpoint in whose folder a file lies.
     pub fn step_of(path: &str) -> Option<GlobalStep> {
         let (step, _file) = path.strip_prefix(Self::CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;

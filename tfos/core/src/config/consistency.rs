@@ -4,6 +4,7 @@
 //!  sync            every training node's gradient makes the update      sync:R     the first R of them
 //!  ssp:S           each by itself, nobody more than S steps ahead       async      each by itself
 //!  local-sgd:H     each node takes H steps on its own copy, then the copies are averaged
+//!  embed.*=async,out.*=ssp:2,sync                          by names of variables; the first that matches, the rest last
 //! ```
 //!
 //! `--sync-replicas`, `--replicas-to-aggregate` and `--max-staleness` are older spellings of the same.
@@ -38,11 +39,25 @@ pub enum Consistency {
         /// Updates of a node between two averages.
         steps: NonZeroU32,
     },
+    /// Variables by their names, each group in its own way.
+    Groups {
+        /// The first one that matches a variable has it; the last one matches all.
+        groups: Vec<Group>,
+    },
     /// Each update is made of this many batches, added in one order, whoever computed them.
     Deterministic {
         /// Batches of an update; fewer only at the end of an epoch.
         micro_batches: NonZeroU32,
     },
+}
+
+/// Variables that are updated in one way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Their names, with `*` for any characters.
+    pub pattern: String,
+    /// `Sync`, `Bounded` or `Async`.
+    pub setting: Consistency,
 }
 
 /// Batches of an update in deterministic training, unless the user says otherwise: as many nodes can train at once.
@@ -56,6 +71,10 @@ impl fmt::Display for Consistency {
             Self::Sync { replicas_to_aggregate } => write!(f, "sync:{replicas_to_aggregate}"),
             Self::Bounded { max_staleness } => write!(f, "ssp:{max_staleness}"),
             Self::LocalSgd { steps } => write!(f, "local-sgd:{steps}"),
+            Self::Groups { groups } => {
+                let texts = groups.iter().map(|group| format!("{}={}", group.pattern, group.setting));
+                f.write_str(&texts.collect::<Vec<_>>().join(","))
+            }
             Self::Deterministic { micro_batches } => write!(f, "deterministic, {micro_batches} micro-batches"),
         }
     }
@@ -64,6 +83,9 @@ impl fmt::Display for Consistency {
 impl Consistency {
     /// Reads the dial for a job with so many training nodes and ps; else every problem, in words.
     pub fn parse(text: &str, trainers: u32, num_ps: u32) -> Result<Self, Vec<String>> {
+        if text.contains([',', '=']) {
+            return groups(text, trainers, num_ps);
+        }
         let found = setting(text.trim(), trainers).map_err(|problem| vec![problem])?;
         match found {
             Self::LocalSgd { .. } if num_ps == 0 => {
@@ -99,6 +121,46 @@ impl Consistency {
         }
         Self::Async
     }
+}
+
+/// Settings by name; every problem.
+fn groups(text: &str, trainers: u32, num_ps: u32) -> Result<Consistency, Vec<String>> {
+    let mut problems = vec![];
+    let mut groups: Vec<Group> = vec![];
+    for item in text.split(',').map(str::trim) {
+        let (pattern, word) = item.split_once('=').unwrap_or(("*", item));
+        if groups.last().is_some_and(|group| group.pattern == "*") {
+            problems.push(format!("`{item}` comes after the rest, so it has no variable: the rest is the last"));
+        }
+        if pattern.trim().is_empty() {
+            problems.push(format!("`{item}` has no name before the `=`"));
+        }
+        match setting(word.trim(), trainers) {
+            Ok(Consistency::LocalSgd { .. }) => problems.push(format!(
+                "`{item}`: local-sgd is for the whole model, as nodes take whole steps by themselves; give it alone"
+            )),
+            Ok(setting) => groups.push(Group { pattern: pattern.trim().to_owned(), setting }),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let mut replicas = groups.iter().filter_map(|group| match group.setting {
+        Consistency::Sync { replicas_to_aggregate } => Some(replicas_to_aggregate),
+        _ => None,
+    });
+    if let Some(first) = replicas.next()
+        && let Some(other) = replicas.find(|other| *other != first)
+    {
+        problems.push(format!(
+            "sync:{first} and sync:{other}: a gradient is taken in all groups or in none, so give all of them one number"
+        ));
+    }
+    if problems.is_empty() && groups.last().is_none_or(|group| group.pattern != "*") {
+        problems.push("no group has the rest: end with a setting without a name".into());
+    }
+    if num_ps == 0 {
+        problems.push("groups are updated on the parameter servers; give --num-ps".into());
+    }
+    if problems.is_empty() { Ok(Consistency::Groups { groups }) } else { Err(problems) }
 }
 
 /// One setting of the dial.

@@ -70,6 +70,30 @@ fn what_contradicts_the_dial_is_told_with_all_the_rest() {
 }
 
 #[test]
+fn groups_have_names_and_the_last_has_the_rest() {
+    let of = |text: &str| Consistency::parse(text, 3, 1);
+    let groups = of("embed.*=async, out.*=ssp:2 ,sync:2").unwrap();
+    assert_eq!(groups.to_string(), "embed.*=async,out.*=ssp:2,*=sync:2");
+    assert_eq!(of(&groups.to_string()), Ok(groups.clone()));
+    let json = serde_json::to_string(&groups).unwrap();
+    assert_eq!(serde_json::from_str::<Consistency>(&json).unwrap(), groups);
+    for (text, words) in [
+        ("a=sync", &["no group has the rest"][..]),
+        ("sync,a=async", &["comes after the rest"]),
+        ("a=sync:2,sync:3", &["one number"]),
+        ("a=local-sgd:4,sync", &["whole model"]),
+        ("=async,b=bsp,sync:9", &["no name", "`bsp`", "give 1 to 3"]),
+    ] {
+        let told = of(text).unwrap_err();
+        assert_eq!(told.len(), words.len(), "{text}: {told:?}");
+        assert!(words.iter().all(|word| told.iter().any(|t| t.contains(word))), "{text}: {told:?}");
+    }
+    assert!(Consistency::parse("a=async,sync", 1, 0).unwrap_err()[0].contains("--num-ps"));
+    let both = RawJob { num_ps: Some(1), consistency: Some("a=async,sync".into()), deterministic: Some(true), ..raw() };
+    assert_eq!(keys(Job::check(both)), ["--consistency"]);
+}
+
+#[test]
 fn local_sgd_needs_somebody_who_averages_and_a_cpu() {
     let of = |num_ps, num_gpus| {
         let consistency = Some("local-sgd:4".into());

@@ -9,7 +9,7 @@ mod storage;
 mod units;
 mod valid;
 
-pub use consistency::Consistency;
+pub use consistency::{Consistency, Group};
 pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
 pub use precision::Precision;
 pub use raw::{ConfigError, Problem, RawJob};

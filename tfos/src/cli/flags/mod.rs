@@ -75,6 +75,20 @@ pub(in crate::cli) enum Command {
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Change a setting of a job while it runs; it holds until the job ends.
+    Set {
+        /// The job's model directory, any object-store URL.
+        job: String,
+        /// Such as consistency=ssp:4; see --consistency of submit.
+        #[arg(value_name = "SETTING=VALUE")]
+        setting: String,
+        /// How long to wait for the job's answer.
+        #[arg(long, value_name = "T", default_value = "15")]
+        timeout: Period,
+        /// How to print.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Print a completion script.
     Completions {
         /// For this shell.
@@ -91,7 +105,7 @@ impl Command {
             Self::Apps { output } | Self::VerifyLedger { output, .. } => *output,
             Self::Data(DataCommand::Convert(flags)) => flags.output,
             Self::Data(DataCommand::Describe { output, .. }) => *output,
-            Self::Checkpoints { output, .. } | Self::Sql { output, .. } => *output,
+            Self::Checkpoints { output, .. } | Self::Sql { output, .. } | Self::Set { output, .. } => *output,
             Self::Import(flags) => flags.output,
             Self::Export(flags) => flags.output,
             Self::Predict(flags) => flags.summary,

@@ -26,8 +26,8 @@ pub(in crate::cli) struct SubmitFlags {
     #[arg(long)]
     evaluator: bool,
     /// When gradients become updates: sync (of all training nodes), sync:R (the first R of them), ssp:S (each by itself, nobody
-    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged)
-    /// [default: async].
+    /// more than S steps ahead), async, or local-sgd:H (each node takes H steps alone, then they are averaged). By names of
+    /// variables: 'embed.*=async,sync', the first that matches, the rest last [default: async].
     #[arg(long, value_name = "HOW")]
     consistency: Option<String>,
     /// The same as --consistency sync, or sync:R with --replicas-to-aggregate.
