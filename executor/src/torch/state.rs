@@ -140,6 +140,10 @@ impl TorchState {
 
     /// Called by the thread that computes, before anything else.
     pub(crate) fn begin_thread(&self) -> Result<(), Error> {
+        if self.bf16 {
+            tracing::info!("products and convolutions are computed in bf16, variables stay f32");
+            super::precision::begin_thread(self.vs.device())?;
+        }
         if self.dial.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 
