@@ -43,6 +43,12 @@ pub enum Error {
     /// A node failed; this is the root cause.
     #[error("{0}")]
     Failed(Box<Failure>),
+    /// Ballista cannot be started.
+    #[error("cannot {what}")]
+    Engine {
+        /// The attempt, and what came of it.
+        what: String,
+    },
     /// The job was stopped by its user.
     #[error("interrupted")]
     Interrupted,

@@ -100,6 +100,11 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The engine that runs the query of the phase has given up.
+    QueryFailed {
+        /// Why.
+        reason: String,
+    },
     /// First Ctrl-C: finish the batch, checkpoint, stop.
     Drain,
     /// Second Ctrl-C, or the end of the application.

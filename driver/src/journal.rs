@@ -173,6 +173,13 @@ impl Journal {
                 self.checkpoints.push([entry]);
                 true
             }
+            Event::QueryFailed { reason } => {
+                entry.event = "query_failed";
+                entry.phase = self.phase;
+                entry.detail = Some(reason.clone());
+                self.events.push(entry);
+                true
+            }
             Event::Drain => {
                 entry.event = "interrupted";
                 entry.phase = self.phase;

@@ -4,6 +4,8 @@
 pub mod checkpoints;
 mod commit;
 mod create;
+#[cfg(feature = "ballista")]
+pub mod engine;
 pub mod error;
 pub mod event;
 mod journal;

@@ -213,6 +213,11 @@ impl Driver {
         }
     }
 
+    /// The engine that runs the query of this phase has given up. The job ends, by what its nodes say of it if they do.
+    pub fn query_failed(&self, reason: String) {
+        let _ = self.events.send(Event::QueryFailed { reason });
+    }
+
     /// Stops and reaps every executor.
     pub async fn shutdown(self, reason: &str) {
         let _ = self.events.send(Event::Shutdown { reason: reason.to_owned() });

@@ -25,6 +25,8 @@ pub struct Status {
     pub loss: Option<f64>,
     /// Step of the newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// Of a query that is staged: partitions that are written, and all.
+    pub staged_partitions: Option<(u32, u32)>,
     /// Gradients dropped as stale.
     pub dropped: u64,
     /// Milliseconds trainers stood still for lack of rows, summed.

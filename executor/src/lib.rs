@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod client;
 mod control;
 pub mod devices;
+mod engine;
 pub mod error;
 pub mod feed;
 pub mod memory;

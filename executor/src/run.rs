@@ -24,6 +24,7 @@ use crate::checkpoint::CheckpointStore;
 use crate::client;
 use crate::control::{Counters, Outgoing};
 use crate::devices::Leases;
+use crate::engine::Engine;
 use crate::feed::Order;
 use crate::node::{HostOptions, NodeContext, NodeHost, PsHost};
 
@@ -82,6 +83,7 @@ struct Executor {
     phase: u32,
     node: Option<NodeHost>,
     ps: Option<PsHost>,
+    engine: Arc<Engine>,
 }
 
 /// Runs until the driver says stop or is gone. The caller ends the process with the result, without waiting
@@ -115,6 +117,7 @@ pub async fn run(options: ExecutorOptions, registry: Arc<Registry>) -> Result<()
         phase: 0,
         node: None,
         ps: None,
+        engine: Arc::default(),
     };
     loop {
         match orders.next().await {
@@ -311,6 +314,8 @@ impl Executor {
             outgoing: self.outgoing.clone(),
             counters: Arc::clone(&self.counters),
             heir,
+            ports: self.options.ports.clone(),
+            engine: Arc::clone(&self.engine),
         })?);
         Ok(())
     }

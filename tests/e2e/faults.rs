@@ -123,6 +123,27 @@ fn a_store_that_throttles_is_asked_again() {
     job.survives(throttled, 12, true, &["the store answers 503", "it is asked again", "the store answers again"]);
 }
 
+#[test] // HTTP 429
+fn too_many_requests_are_made_more_slowly() {
+    let lab = Lab::new("too_many_requests_are_made_more_slowly");
+    let Some(job) = Job::new(&lab) else { return };
+    let too_many = Fault::Answer { status: 429, code: "TooManyRequests", one_passes_of: 2 };
+    job.survives(too_many, 12, true, &["the store answers 429", "it is asked again", "the store answers again"]);
+}
+
+#[test] // a right key, and no permission: no wait makes it better
+fn a_missing_permission_is_told_at_once() {
+    let lab = Lab::new("a_missing_permission_is_told_at_once");
+    let Some(job) = Job::new(&lab) else { return };
+    job.proxy.set(Fault::Answer { status: 403, code: "AccessDenied", one_passes_of: u64::MAX });
+    let done = job.submit(EPOCHS).run().fails(1, &["refuses (AccessDenied)", "AWS_ACCESS_KEY_ID", "s3://"]);
+    assert!(done.wall < secs(20), "{:?}", done.wall);
+    assert!(job.proxy.fired() > 0, "nobody asked the store");
+    job.proxy.set(Fault::None);
+    let done = job.submit(EPOCHS).run().ok();
+    job.is_whole(&done);
+}
+
 #[test]
 fn too_many_requests_and_errors_of_the_server_are_outlived() {
     let lab = Lab::new("too_many_requests_and_errors_of_the_server_are_outlived");

@@ -5,6 +5,7 @@
 mod agent;
 mod bad_data;
 mod bad_input;
+mod ballista;
 mod cli;
 mod consistency;
 mod determinism;

@@ -11,21 +11,30 @@ use tfos_tests::{Lab, Running, Submit};
 use crate::reservation::Standalone;
 use crate::{assert_learned, verified_rows};
 
-/// Two namespaces, removed at the end.
-struct Namespaces {
+/// Two or more namespaces, removed at the end.
+pub(crate) struct Namespaces {
     name: String,
 }
 
-fn script(command: &str, name: &str) -> std::io::Result<Output> {
+fn script(words: &[&str]) -> std::io::Result<Output> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/netns.sh");
-    Command::new("sh").args([path, command, name]).output()
+    Command::new("sh").arg(path).args(words).output()
 }
 
 impl Namespaces {
     /// `None`, said aloud, where the machine does not let us; `TFOS_REQUIRE_NETNS=1` makes that a failure.
     fn create() -> Option<Self> {
+        Self::made(&[])
+    }
+
+    /// One for the driver and so many for nodes, `node1` and on.
+    pub(crate) fn of_nodes(nodes: usize) -> Option<Self> {
+        Self::made(&[&nodes.to_string()])
+    }
+
+    fn made(more: &[&str]) -> Option<Self> {
         let name = format!("tfos-{}", std::process::id());
-        let result = script("up", &name);
+        let result = script(&[&["up", &name], more].concat());
         let this = Self { name };
         let reason = match result {
             Ok(output) if output.status.success() => return Some(this),
@@ -38,14 +47,15 @@ impl Namespaces {
         None
     }
 
-    fn exec(&self, side: &str) -> String {
+    /// Words before a command that is to run in one.
+    pub(crate) fn exec(&self, side: &str) -> String {
         format!("ip netns exec {}-{side}", self.name)
     }
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        let _ = script("down", &self.name);
+        let _ = script(&["down", &self.name]);
     }
 }
 

@@ -27,7 +27,7 @@ struct Home {
     why: &'static str,
 }
 
-const HOMES: [Home; 5] = [
+const HOMES: [Home; 6] = [
     Home {
         words: &["tch::", "use tch;", "torch_sys::"],
         paths: &["executor/src/torch/", "tfos/src/apps/", "tfos/src/lib.rs", "tfos/src/model.rs", "examples/"],
@@ -52,7 +52,9 @@ const HOMES: [Home; 5] = [
             "tfos/data/",
             "driver/src/plan",
             "driver/src/ledger",
+            "driver/src/engine",
             "executor/src/feed",
+            "executor/src/engine/",
             "tfos/src/apps/",
             "tfos/src/error.rs",
             "tfos/src/lib.rs",
@@ -62,6 +64,12 @@ const HOMES: [Home; 5] = [
         ],
         names: &[],
         why: "a plan is bytes to everybody who does not make or run it",
+    },
+    Home {
+        words: &["ballista_core::", "ballista_scheduler::", "ballista_executor::"],
+        paths: &["tfos/data/src/ballista/", "driver/src/engine", "executor/src/engine/"],
+        names: &[],
+        why: "everything else builds without it, and hears of files that are written",
     },
     Home {
         words: &["tonic::"],

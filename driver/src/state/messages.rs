@@ -83,7 +83,7 @@ impl State {
             Message::Terminate(_) => phase.terminate(out),
             Message::Metrics(m) => phase.metrics(executor, m, out),
             Message::Results(m) => phase.results(m.results),
-            Message::Staged(m) => phase.staged(m.files),
+            Message::Staged(m) => phase.staged(m.files, m.whole, out),
             Message::ConsistencySet(m) => phase.consistency_set(m.id, m.global_step, m.error, out),
             Message::Register(_) | Message::Heartbeat(_) | Message::NodeFailed(_) | Message::Note(_) => Ok(()),
         };

@@ -192,6 +192,7 @@ impl State {
                     self.status.waiting_for = Some(self.missing_reason());
                 }
             }
+            Event::QueryFailed { reason } => self.handle_query_failed(now, reason, &mut out),
             Event::Drain => self.handle_drain(&mut out),
             Event::Shutdown { reason } => self.handle_shutdown(reason, &mut out),
         }
@@ -260,6 +261,15 @@ impl State {
             phase.drain(out);
         }
         self.stage = Stage::Running(Box::new(phase));
+    }
+
+    /// Whatever a node says of it, or that a node died, tells more (`ERR-1`).
+    fn handle_query_failed(&mut self, now: Instant, reason: String, out: &mut Vec<Action>) {
+        let Stage::Running(phase) = &self.stage else { return };
+        if let Some(chief) = phase.trainers.first().copied().filter(|_| phase.spec.kind == PhaseKind::Stage) {
+            let chain = vec!["the query engine gave up".into(), reason];
+            self.handle_death(now, chief, Cause::PeerLost { chain }, out);
+        }
     }
 
     fn handle_drain(&mut self, out: &mut Vec<Action>) {
@@ -381,5 +391,7 @@ impl State {
 
 #[cfg(test)]
 mod checkpoint_tests;
+#[cfg(test)]
+mod staging_tests;
 #[cfg(test)]
 mod tests;

@@ -65,6 +65,8 @@ pub(super) struct Phase {
     metrics: BTreeMap<String, (u64, MetricMean)>,
     results: Vec<proto::Result>,
     staged: Vec<proto::StagedFile>,
+    /// Partitions of a staged query that are written whole.
+    whole: BTreeSet<u32>,
     /// Layout and optimizer, JSON, from the chief.
     pub(super) model: (String, String),
 }
@@ -118,6 +120,7 @@ impl Phase {
             metrics: BTreeMap::new(),
             results: vec![],
             staged: vec![],
+            whole: BTreeSet::new(),
             model: Default::default(),
             spec,
         }
@@ -144,6 +147,7 @@ impl Phase {
         status.epochs_done = self.table.complete_epochs();
         status.loss = self.loss;
         status.dropped = self.dropped;
+        status.staged_partitions = self.spec.staged_partitions.map(|all| (self.whole.len() as u32, all));
         let starting = self.participants.len() - self.ready.len();
         status.waiting_for = match self.ending {
             Ending::No if starting > 0 => Some(format!("{starting} node(s) to start")),
@@ -353,9 +357,23 @@ impl Phase {
         Ok(())
     }
 
-    pub(super) fn staged(&mut self, files: Vec<proto::StagedFile>) -> Result<(), Cause> {
+    /// STG-2: files count when their partition is whole, and of each partition those of one attempt alone.
+    pub(super) fn staged(
+        &mut self,
+        files: Vec<proto::StagedFile>,
+        whole: Option<u32>,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Cause> {
         self.rows += files.iter().map(|f| f.rows).sum::<u64>();
         self.staged.extend(files);
+        let Some(partition) = whole else { return Ok(()) };
+        if !self.whole.insert(partition) {
+            let twice = format!("partition {partition} of the query was written twice");
+            return Err(Cause::Error { chain: vec![twice, "submit again to stage it anew".into()], user: false });
+        }
+        if self.spec.staged_partitions.is_some_and(|all| self.whole.len() as u64 == u64::from(all)) {
+            self.end_feed(PhaseEnd::Complete, out);
+        }
         Ok(())
     }
 

@@ -18,7 +18,7 @@ pub enum PhaseKind {
     Inference,
     /// Means of metrics over all rows.
     Evaluate,
-    /// Write the rows of a query into files.
+    /// Write the rows of a query into files; over when every partition of it is written.
     Stage,
 }
 
@@ -58,6 +58,8 @@ pub struct PhaseSpec {
     pub restored_step: GlobalStep,
     /// Stop at this step.
     pub max_steps: Option<u64>,
+    /// Of a query that is staged: into how many partitions.
+    pub staged_partitions: Option<u32>,
     /// Sent to every node of the phase, with its id filled in.
     pub start: proto::StartPhase,
 }

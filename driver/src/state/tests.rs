@@ -84,7 +84,12 @@ impl Job {
     }
 
     pub(super) fn start(&mut self, rows: u64) -> &mut Self {
-        let spec = PhaseSpec {
+        let spec = Self::spec(rows);
+        self.event(Event::StartPhase(Box::new(spec)))
+    }
+
+    pub(super) fn spec(rows: u64) -> PhaseSpec {
+        PhaseSpec {
             kind: PhaseKind::Train,
             epochs: 1,
             partition_rows: vec![Some(rows)],
@@ -96,9 +101,9 @@ impl Job {
             rows_before: 0,
             restored_step: GlobalStep(0),
             max_steps: None,
+            staged_partitions: None,
             start: proto::StartPhase::default(),
-        };
-        self.event(Event::StartPhase(Box::new(spec)))
+        }
     }
 
     pub(super) fn commit(&mut self, step: u64, worker: u32, start: u64, end: u64) -> &mut Self {

@@ -13,6 +13,7 @@ use futures::FutureExt;
 use tfos_core::cluster::{ClusterSpec, NodeId};
 use tfos_core::config::Consistency;
 use tfos_core::failure::Cause;
+use tfos_core::ports::PortRange;
 use tfos_core::proto::{self, NodeFailed, NodeFinished, NodeReady, Returned, from_executor::Message};
 use tfos_core::rows::encode_ranges;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -24,6 +25,7 @@ use crate::Error;
 use crate::agent::Heir;
 use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing};
+use crate::engine::Engine;
 use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, batch_bytes, direct_source, feed_source, prefetch};
 use crate::run::NodeFunction;
 
@@ -47,6 +49,10 @@ pub(crate) struct HostOptions {
     pub(crate) counters: Arc<Counters>,
     #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model has snapshots"))]
     pub(crate) heir: Option<Heir>,
+    #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "only Ballista has ports of its own"))]
+    pub(crate) ports: PortRange,
+    #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "there is none"))]
+    pub(crate) engine: Arc<Engine>,
 }
 
 /// A node that runs.
@@ -323,7 +329,7 @@ thread_local! {
 }
 
 /// What `future` gives, or its panic as an error.
-pub(super) async fn unpanicked<T>(future: impl Future<Output = T>) -> Result<T, Error> {
+pub(crate) async fn unpanicked<T>(future: impl Future<Output = T>) -> Result<T, Error> {
     remember_panics();
     let result = AssertUnwindSafe(future).catch_unwind().await;
     result.map_err(|payload| Error::Panicked(panic_message(&*payload)))

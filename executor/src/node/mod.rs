@@ -11,6 +11,8 @@ mod stage;
 pub use context::{Checkpoints, NodeContext, PhaseKind};
 #[cfg(feature = "torch")]
 pub(crate) use dial::dial;
+#[cfg(feature = "ballista")]
+pub(crate) use host::unpanicked;
 pub(crate) use host::{HostOptions, NodeHost};
 #[cfg(feature = "torch")]
 pub(crate) use host::{Request, Requests};

@@ -1,4 +1,5 @@
-//! The phase `stage`: one executor runs a query whole and writes its rows into files; the others only acknowledge.
+//! The phase `stage`: a query is run whole and its rows are written into files: by the chief while the others only
+//! acknowledge, or by all that train, each of which runs the pieces that Ballista gives it until the driver has them all.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,6 +9,7 @@ use tfos_data::session;
 
 use super::host::{HostOptions, Request, unpanicked};
 use crate::Error;
+use crate::engine;
 
 /// The thread of a node in that phase.
 pub(super) struct Staging {
@@ -21,11 +23,13 @@ pub(super) fn start(options: HostOptions) -> Result<Staging, Error> {
     let (told, result) = channel();
     let outgoing = options.outgoing.clone();
     let (phase, node) = (options.start.phase, options.node);
-    let runs = options.trainer == 0 && node.role.trains();
+    let alone = options.start.scheduler.is_empty();
+    let runs = node.role.trains() && (options.trainer == 0 || !alone);
     // The other's end is dropped here, or with the query when the phase is cancelled.
     let query = runs.then(|| {
         tokio::spawn(async move {
-            let _ = told.send(unpanicked(write(options)).await.and_then(|result| result));
+            let done = async { if alone { write(options).await } else { engine::run(options).await } };
+            let _ = told.send(unpanicked(done).await.and_then(|result| result));
         })
     });
     let spawned = std::thread::Builder::new().name(node.to_string()).spawn(move || {
@@ -62,10 +66,14 @@ async fn write(options: HostOptions) -> Result<(), Error> {
     options.function.register(&context)?;
     let plan = tfos_data::plan::decode(&input.plan, &context)?;
     let (outgoing, counters) = (options.outgoing.clone(), Arc::clone(&options.counters));
-    let done = move |file: tfos_data::stage::StagedFile| {
-        let tfos_data::stage::StagedFile { name, rows, bytes, crc32c } = file;
-        counters.add_rows(rows);
-        outgoing.send(Message::Staged(Staged { phase, files: vec![StagedFile { name, rows, bytes, crc32c }] }));
+    let done = move |written: tfos_data::stage::Written| {
+        let file = |f: tfos_data::stage::StagedFile| {
+            counters.add_rows(f.rows);
+            StagedFile { name: f.name, rows: f.rows, bytes: f.bytes, crc32c: f.crc32c }
+        };
+        let files = written.files.into_iter().map(file).collect();
+        let whole = written.whole.and_then(|partition| u32::try_from(partition).ok());
+        outgoing.send(Message::Staged(Staged { phase, files, whole }));
     };
     Ok(tfos_data::stage::stage(&plan, &context, folder, done).await?)
 }

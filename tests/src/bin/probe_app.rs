@@ -22,9 +22,11 @@ use tfos::prelude::*;
 
 #[path = "probe/network.rs"]
 mod network;
+#[path = "probe/tpch.rs"]
+mod tpch;
 
 /// What it can be asked to do, and on what.
-const MODES: [(&str, &str); 22] = [
+const MODES: [(&str, &str); 23] = [
     ("basic", "adds two numbers with libtorch and leaves the feed alone"),
     ("role", "checks node, number of workers and arguments"),
     ("sum", "evaluates: sums column x and reports sum and rows"),
@@ -57,6 +59,7 @@ const MODES: [(&str, &str); 22] = [
     ("idle", "the driver does nothing with its cluster"),
     ("draw", "the driver writes rows=N drawn digits to=FILE"),
     ("wide", "the driver writes files=N Parquet files of rows=N rows of 784 random bytes into the folder to=FOLDER"),
+    ("tpch", "the driver writes tables of TPC-H of scale=S as Parquet, files=N each, into folders of to=FOLDER"),
     ("touch", "reads every byte of column image, in batches of 256"),
 ];
 
@@ -129,12 +132,23 @@ impl Application for Probe {
             "idle" => return Ok(()),
             "draw" => return draw(cluster, &args),
             "wide" => return wide(&args).map_err(Error::Application),
+            "tpch" => {
+                let scale = args.text("scale").parse().map_err(|e| Error::Usage(format!("scale: {e}")))?;
+                let written = tpch::write(args.text("to").as_ref(), scale, args.number("files", 1) as i32);
+                return written.map_err(Error::Application);
+            }
             _ => {}
         }
         let rows = match args.text("sql") {
             "" => cluster.read(args.text("data"), Format::Parquet, None)?,
             query => {
-                cluster.register("data", args.text("data"), Format::Parquet, None)?;
+                if !args.text("data").is_empty() {
+                    cluster.register("data", args.text("data"), Format::Parquet, None)?;
+                }
+                for (name, place) in args.text("tables").split(',').filter_map(|table| table.split_once(':')) {
+                    let format = cluster.format_of(place, None)?;
+                    cluster.register(name, place, format, None)?;
+                }
                 cluster.sql(query)?
             }
         };

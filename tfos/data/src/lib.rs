@@ -9,8 +9,11 @@
 //! * [`session`]: the one DataFusion session that driver and executors agree on.
 //! * [`plan`]: physical plans as bytes, their partitions, and which of them can be fed.
 //! * [`stage`]: the rows of a query that cannot be fed as it is, written into files that can.
+//! * [`ballista`](mod@ballista): such a query on several executors.
 //! * [`idx`] and [`convert`]: MNIST's files, and one format into another.
 
+#[cfg(feature = "ballista")]
+pub mod ballista;
 pub mod convert;
 pub mod error;
 mod hive;
@@ -26,4 +29,6 @@ pub use error::{Error, Result};
 pub use datafusion::prelude::{DataFrame, SessionContext};
 /// The versions of arrow, DataFusion, object_store and parquet that everything else has to use too.
 pub use datafusion::{self, arrow, parquet};
+#[cfg(feature = "ballista")]
+pub use datafusion_proto;
 pub use object_store;

@@ -139,13 +139,13 @@ pub fn staging_session() -> Result<SessionContext> {
 }
 
 /// `MemAvailable` of <https://man7.org/linux/man-pages/man5/proc_meminfo.5.html>, in bytes.
-fn free_memory() -> Option<usize> {
+pub fn free_memory() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-fn config() -> SessionConfig {
+pub(crate) fn config() -> SessionConfig {
     let mut config = SessionConfig::new()
         .with_target_partitions(TARGET_PARTITIONS)
         .with_batch_size(BATCH_ROWS)

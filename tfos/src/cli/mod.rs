@@ -98,9 +98,12 @@ fn complain(error: &Error) -> u8 {
 }
 
 /// Logs of this process: warnings and worse for a command, everything of ours for an executor.
+/// Libraries of which less is more: Ballista has a line for each task.
+const CHATTY: &str = "hdfs_native=error,ballista_core=warn,ballista_executor=warn,ballista_scheduler=warn";
+
 fn init_logs(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TFOS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},hdfs_native=error")));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},{CHATTY}")));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A second initialisation in one process keeps the first.
     let _ = logs.try_init();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use tfos_core::config::{Consistency, Job, Master};
+use tfos_core::config::{Consistency, Engine, Job, Master};
 use tfos_core::failure::chain;
 
 use super::flags::Output;
@@ -87,6 +87,12 @@ pub(super) fn dry_run(job: &Job, placed: &Placed, output: Output) {
     };
     println!("updates        {mode}");
     println!("precision      {}", job.precision);
+    let engine = match job.engine {
+        Some(engine) => engine.to_string(),
+        None if Engine::Ballista.is_built_in() => "datafusion; ballista when executors are on several hosts".into(),
+        None => "datafusion".into(),
+    };
+    println!("joins, sorts   {engine}");
     println!("executors      {}", job.shape.cluster_size);
     for (id, node) in nodes.iter().enumerate() {
         println!("  {id:<4} {:<12} {} GPU(s)", node.to_string(), gpus(node.role));

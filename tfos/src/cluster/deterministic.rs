@@ -9,6 +9,7 @@ use tfos_data::plan;
 use tfos_driver::model_dir::Restored;
 
 use super::Cluster;
+use super::engine::Query;
 use super::input::Planned;
 use crate::{Error, Result};
 
@@ -23,15 +24,17 @@ impl Cluster {
 
     /// A query whose rows cannot be counted without running it is staged: a filter, or files without statistics.
     pub(super) fn plan_in_one_order(&mut self, data: DataFrame) -> Result<Planned> {
-        let physical = self.block_on(plan::in_one_order(data))?;
+        let physical = self.block_on(plan::in_one_order(data.clone()))?;
         let known = (0..plan::partitions(&physical)).all(|p| plan::partition_rows(&physical, p).is_some());
         match plan::validate_no_exchange(&physical) {
             Ok(()) if known => Planned::of_plan(&physical),
             Ok(()) => {
                 let why = "--deterministic needs the number of rows of each partition, which the query does not tell";
-                self.stage(&physical, why)
+                self.stage(Query { rows: data, plan: physical }, why)
             }
-            Err(tfos_data::Error::Exchange { .. }) => self.stage(&physical, super::staging::EXCHANGE),
+            Err(tfos_data::Error::Exchange { .. }) => {
+                self.stage(Query { rows: data, plan: physical }, super::staging::EXCHANGE)
+            }
             Err(other) => Err(other.into()),
         }
     }

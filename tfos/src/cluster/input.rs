@@ -12,6 +12,7 @@ use tfos_data::session::Format;
 use tfos_data::{plan, store};
 
 use super::Cluster;
+use super::engine::Query;
 use crate::{Error, Result};
 
 /// Files that nodes read themselves.
@@ -92,9 +93,11 @@ impl Planned {
 
 impl Cluster {
     pub(super) fn plan(&mut self, data: DataFrame) -> Result<Planned> {
-        let physical = self.block_on(data.create_physical_plan())?;
+        let physical = self.block_on(data.clone().create_physical_plan())?;
         match plan::validate_no_exchange(&physical) {
-            Err(tfos_data::Error::Exchange { .. }) => return self.stage(&physical, super::staging::EXCHANGE),
+            Err(tfos_data::Error::Exchange { .. }) => {
+                return self.stage(Query { rows: data, plan: physical }, super::staging::EXCHANGE);
+            }
             other => other?,
         }
         Planned::of_plan(&physical)

@@ -4,6 +4,7 @@
 mod assets;
 mod deterministic;
 mod digest;
+mod engine;
 mod input;
 mod predict;
 mod progress;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tfos_core::checkpoint::Loading;
+use tfos_core::cluster::ClusterSpec;
 use tfos_core::config::{InputMode, Job};
 use tfos_core::ids::{Generation, GlobalStep};
 use tfos_core::proto;
@@ -98,6 +100,7 @@ pub struct Cluster {
     shuffle: Option<Shuffle>,
     report: Report,
     progress: progress::Progress,
+    scheduler: engine::Scheduler,
     begun: std::time::Instant,
     /// Removed with the job when the user named no model directory.
     _temporary: Option<tempfile::TempDir>,
@@ -175,8 +178,9 @@ impl Cluster {
     }
 
     /// Trains for `epochs` passes over the rows of `data`. Scans, filters, projections and functions run in the nodes
-    /// that train, while they train. A query with an exchange (join, aggregate, window, sort, limit) is staged first: one
-    /// executor runs it into files of the model directory, which are fed then, also after a resume.
+    /// that train, while they train. A query with an exchange (join, aggregate, window, sort, limit) is staged first: it
+    /// is run into files of the model directory, by one executor or by all that train (`--engine`), and these are fed then,
+    /// also after a resume.
     /// Rows that a restored checkpoint has seen are not fed again.
     ///
     /// With `--deterministic` a query whose rows cannot be counted before it runs (a filter, files without statistics) is
@@ -308,8 +312,19 @@ impl Cluster {
         rows_before: u64,
         restored_step: GlobalStep,
     ) -> Result<PhaseOutcome> {
+        let spec =
+            PhaseSpec { committed, rows_before, restored_step, ..self.phase_spec(kind, planned, inputs, epochs) };
+        self.run_phase(spec, None)
+    }
+
+    /// Waits until every node has its role.
+    fn formed(&self) -> Result<ClusterSpec> {
         let Some(driver) = &self.driver else { return Err(Error::Usage("the cluster was shut down".into())) };
-        self.runtime.block_on(driver.formed())?;
+        Ok(self.runtime.block_on(driver.formed())?)
+    }
+
+    /// A phase that starts from nothing.
+    fn phase_spec(&self, kind: PhaseKind, planned: Planned, inputs: Vec<proto::Input>, epochs: u32) -> PhaseSpec {
         let start = proto::StartPhase {
             phase: 0,
             kind: kind.to_string(),
@@ -322,8 +337,9 @@ impl Cluster {
             max_steps: self.job.max_steps.unwrap_or(0),
             seed: self.job.seed,
             epochs,
+            ..Default::default()
         };
-        let spec = PhaseSpec {
+        PhaseSpec {
             kind,
             epochs,
             partition_rows: planned.partition_rows,
@@ -331,15 +347,33 @@ impl Cluster {
             micro_batches: self.micro_batches().filter(|_| kind == PhaseKind::Train),
             input_fingerprint: planned.fingerprint,
             columns: planned.columns,
-            committed,
-            rows_before,
-            restored_step,
+            committed: CommittedRows::default(),
+            rows_before: 0,
+            restored_step: GlobalStep(0),
             max_steps: self.job.max_steps.filter(|_| kind == PhaseKind::Train),
+            staged_partitions: None,
             start,
-        };
-        let watching = self.progress.watch(driver.status(), restored_step.0);
+        }
+    }
+
+    /// Runs a phase, and with it a query that nodes run pieces of.
+    fn run_phase(&self, spec: PhaseSpec, query: Option<engine::Submitted>) -> Result<PhaseOutcome> {
+        self.formed()?;
+        let Some(driver) = &self.driver else { return Err(Error::Usage("the cluster was shut down".into())) };
+        let watching = self.progress.watch(driver.status(), spec.restored_step.0);
         let shown = self.runtime.spawn(watching);
-        let outcome = self.runtime.block_on(driver.run_phase(spec));
+        let outcome = self.runtime.block_on(async {
+            let phase = driver.run_phase(spec);
+            let Some(query) = query else { return phase.await };
+            let given_up = async {
+                driver.query_failed(query.run(&self.scheduler).await);
+                std::future::pending().await
+            };
+            tokio::select! {
+                outcome = phase => outcome,
+                never = given_up => never,
+            }
+        });
         shown.abort();
         self.progress.clear();
         Ok(outcome?)

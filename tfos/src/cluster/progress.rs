@@ -69,8 +69,12 @@ impl Progress {
                 }
                 let line = line(&status, begun.elapsed());
                 if progress.terminal {
-                    progress.bar.set_length(status.rows_total.unwrap_or(0).max(1));
-                    progress.bar.set_position(status.rows);
+                    let (done, all) = match status.staged_partitions {
+                        Some((done, all)) => (u64::from(done), u64::from(all)),
+                        None => (status.rows, status.rows_total.unwrap_or(0)),
+                    };
+                    progress.bar.set_length(all.max(1));
+                    progress.bar.set_position(done);
                     progress.bar.set_message(line);
                 } else if !progress.quiet && (now.duration_since(printed) >= EVERY) && line != shown {
                     progress.say(&line);
@@ -84,14 +88,14 @@ impl Progress {
 
 fn line(status: &Status, elapsed: Duration) -> String {
     let rate = status.rows as f64 / elapsed.as_secs_f64().max(1e-3);
-    let mut line = format!(
-        "{} · epoch {}/{} · step {} · {} rows · {rate:.0} rows/s",
-        status.stage,
-        (status.epochs_done + 1).min(status.epochs.max(1)),
-        status.epochs,
-        status.global_step,
-        status.rows
-    );
+    let at = match status.staged_partitions {
+        Some((done, all)) => format!("partition {done}/{all}"),
+        None => {
+            let epoch = (status.epochs_done + 1).min(status.epochs.max(1));
+            format!("epoch {epoch}/{} · step {}", status.epochs, status.global_step)
+        }
+    };
+    let mut line = format!("{} · {at} · {} rows · {rate:.0} rows/s", status.stage, status.rows);
     if let Some(loss) = status.loss {
         line.push_str(&format!(" · loss {loss:.4}"));
     }

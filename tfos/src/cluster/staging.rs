@@ -1,18 +1,18 @@
-//! Queries with an exchange: run whole by one executor, once, into files of the model directory; those are fed.
+//! Queries with an exchange: run whole, once, into files of the model directory; those are fed.
 //!
 //! ```text
-//! MODEL_DIR/staging/QUERY/g3/part-00000-00000.arrow    written by the attempt of generation 3
-//!                         manifest.json                created last; names the attempt that counts
+//! MODEL_DIR/staging/QUERY/g3/part-00000-00000.arrow              written by the chief in generation 3
+//!                         g3/part-00000-00000.worker0-7.arrow    the same, by the 8th attempt of worker:0 at a partition
+//!                         manifest.json                          created last; names the generation and files that count
 //! ```
-
-use std::sync::Arc;
+//!
+//! STG-2: the manifest is written when each partition of the query has been written whole by exactly one attempt, as its
+//! writer reported it, and names the files of these. Files that it does not name are removed before it is written.
 
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tfos_core::ids::GlobalStep;
+use tfos_core::config::Engine;
 use tfos_core::proto;
-use tfos_core::rows::CommittedRows;
-use tfos_data::datafusion::physical_plan::ExecutionPlan;
 use tfos_data::datafusion::prelude::DataFrame;
 use tfos_data::object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tfos_data::plan;
@@ -22,6 +22,7 @@ use tfos_driver::PhaseKind;
 use tfos_driver::state::PhaseEnd;
 
 use super::Cluster;
+use super::engine::Query;
 use super::input::Planned;
 use crate::{Error, Result};
 
@@ -61,8 +62,8 @@ impl Manifest {
 
 impl Cluster {
     /// Stages the query unless that was done before, and plans the files that hold its rows.
-    pub(super) fn stage(&mut self, query: &Arc<dyn ExecutionPlan>, why: &str) -> Result<Planned> {
-        let name = plan::fingerprint(query)?;
+    pub(super) fn stage(&mut self, query: Query, why: &str) -> Result<Planned> {
+        let name = plan::fingerprint(&query.plan)?;
         let folder = format!("staging/{name}");
         let manifest = match self.block_on(self.read_manifest(&folder))? {
             Some(manifest) => {
@@ -70,7 +71,7 @@ impl Cluster {
                 self.progress.say(&format!("the query was staged before: {rows} rows in {files} files"));
                 manifest
             }
-            None => self.run_stage(query, &folder, why)?,
+            None => self.run_stage(&query, &folder, why)?,
         };
         let rows = self.read(&self.url(&format!("{folder}/{}/", manifest.attempt)), Format::Arrow, None)?;
         let mut planned = match self.micro_batches() {
@@ -92,20 +93,35 @@ impl Cluster {
         Ok(planned)
     }
 
-    fn run_stage(&mut self, query: &Arc<dyn ExecutionPlan>, folder: &str, why: &str) -> Result<Manifest> {
+    fn run_stage(&mut self, query: &Query, folder: &str, why: &str) -> Result<Manifest> {
         let begun = std::time::Instant::now();
-        self.progress.say(&format!("{why}: it is staged into files first"));
         let attempt = format!("g{}", self.generation);
-        let input = proto::Input {
-            name: "query".into(),
-            plan: plan::encode(query)?.into(),
-            files: vec![self.url(&format!("{folder}/{attempt}"))],
-            ..Default::default()
+        let address = self.url(&format!("{folder}/{attempt}"));
+        let engine = self.choose_engine(&self.formed()?);
+        self.progress.say(&format!(
+            "{why}: it is staged into files first, by {}",
+            match engine {
+                Engine::DataFusion => "one executor".to_owned(),
+                Engine::Ballista => format!("{} executors (Ballista)", self.job.shape.num_trainers()),
+            }
+        ));
+        let mut input = proto::Input { name: "query".into(), files: vec![address.clone()], ..Default::default() };
+        let mut spec = self.phase_spec(PhaseKind::Stage, Planned::of_files(vec![], vec![None]), vec![], 1);
+        let submitted = match engine {
+            Engine::DataFusion => {
+                input.plan = plan::encode(&query.plan)?.into();
+                spec.staged_partitions = u32::try_from(plan::partitions(&query.plan)).ok();
+                None
+            }
+            Engine::Ballista => {
+                let (submitted, scheduler, work_dir) = self.prepare(query, &address)?;
+                (spec.start.scheduler, spec.start.work_dir) = (scheduler, work_dir);
+                spec.staged_partitions = u32::try_from(submitted.partitions()).ok();
+                Some(submitted)
+            }
         };
-        // Nothing is leased: one partition of unknown length stays open until the executor has acknowledged.
-        let nothing = Planned::of_files(vec![], vec![None]);
-        let outcome =
-            self.phase(PhaseKind::Stage, nothing, vec![input], 1, CommittedRows::default(), 0, GlobalStep(0))?;
+        spec.start.inputs = vec![input];
+        let outcome = self.run_phase(spec, submitted)?;
         if outcome.end == PhaseEnd::Drained {
             return Err(Error::Interrupted);
         }
@@ -150,7 +166,7 @@ impl Cluster {
         Ok(Some(manifest))
     }
 
-    /// Creates the manifest, then removes what attempts that died have left.
+    /// Creates the manifest (STG-2).
     async fn write_manifest(&self, folder: &str, manifest: &Manifest) -> Result<()> {
         let relative = format!("{folder}/manifest.json");
         let failed = |source| tfos_data::Error::Store { url: self.url(&relative), source };
@@ -160,8 +176,14 @@ impl Cluster {
         })?;
         let (store, options) = (self.model_dir.store(), PutOptions::from(PutMode::Create));
         let path = self.model_dir.path(&relative);
-        store.put_opts(&path, PutPayload::from(text), options).await.map_err(failed)?;
         let counts = self.model_dir.path(&format!("{folder}/{}", manifest.attempt));
+        let written: Vec<_> = store.list(Some(&counts)).try_collect().await.map_err(failed)?;
+        let named = |name: &str| manifest.files.iter().any(|f| f.name == name);
+        for unnamed in written.iter().filter(|meta| !meta.location.filename().is_some_and(named)) {
+            store.delete(&unnamed.location).await.map_err(failed)?;
+        }
+        store.put_opts(&path, PutPayload::from(text), options).await.map_err(failed)?;
+        // What generations that died have left.
         let all: Vec<_> = store.list(Some(&self.model_dir.path(folder))).try_collect().await.map_err(failed)?;
         for left in all.iter().filter(|meta| meta.location != path && !meta.location.prefix_matches(&counts)) {
             store.delete(&left.location).await.map_err(failed)?;

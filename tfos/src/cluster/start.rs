@@ -143,6 +143,7 @@ impl Cluster {
             shuffle: None,
             report: Report::default(),
             progress,
+            scheduler: Default::default(),
             begun,
             _temporary: temporary,
         })
@@ -168,6 +169,7 @@ impl Cluster {
             // Ends with the driver, which held the other end.
             let _ = self.runtime.block_on(notes);
         }
+        self.scheduler = Default::default();
         self.progress.clear();
         let newest = newest.filter(|_| self.micro_batches().is_some());
         let digest = newest.and_then(|manifest| match self.block_on(digest(&self.model_dir(), &manifest)) {

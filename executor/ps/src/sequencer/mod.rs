@@ -33,6 +33,8 @@ mod staleness;
 #[cfg(test)]
 mod tests;
 mod turning;
+#[cfg(test)]
+mod turning_tests;
 mod worker;
 
 use std::collections::BTreeMap;

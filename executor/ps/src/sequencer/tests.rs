@@ -3,13 +3,13 @@
 use super::*;
 
 /// A sequencer that is initialised at step 0, with all workers joined.
-struct Fixture {
-    sequencer: Sequencer,
+pub(super) struct Fixture {
+    pub(super) sequencer: Sequencer,
     shards: usize,
 }
 
 impl Fixture {
-    fn new(mode: Mode, shards: usize, workers: u32) -> Fixture {
+    pub(super) fn new(mode: Mode, shards: usize, workers: u32) -> Fixture {
         let mut fixture = Fixture { sequencer: Sequencer::new(shards, workers), shards };
         fixture.event(Event::Initialised { mode, step: 0, rounds: 0 });
         for worker in 0..workers {
@@ -18,16 +18,16 @@ impl Fixture {
         fixture
     }
 
-    fn sync(replicas_to_aggregate: u32, workers: u32) -> Fixture {
+    pub(super) fn sync(replicas_to_aggregate: u32, workers: u32) -> Fixture {
         Fixture::new(Mode::Sync { replicas_to_aggregate }, 2, workers)
     }
 
     /// What was decided, without the indices.
-    fn event(&mut self, event: Event) -> Vec<DecisionKind> {
+    pub(super) fn event(&mut self, event: Event) -> Vec<DecisionKind> {
         self.all(event).0
     }
 
-    fn all(&mut self, event: Event) -> (Vec<DecisionKind>, Vec<Notice>) {
+    pub(super) fn all(&mut self, event: Event) -> (Vec<DecisionKind>, Vec<Notice>) {
         let (mut kinds, mut notices) = (Vec::new(), Vec::new());
         for action in self.sequencer.on_event(event) {
             match action {
@@ -38,7 +38,7 @@ impl Fixture {
         (kinds, notices)
     }
 
-    fn meta(&mut self, worker: u32, seq: u64, base_step: u64, rows: u64) -> Vec<DecisionKind> {
+    pub(super) fn meta(&mut self, worker: u32, seq: u64, base_step: u64, rows: u64) -> Vec<DecisionKind> {
         let leases = vec![worker as u8, seq as u8];
         self.event(Event::PushMeta(PushMeta {
             worker,
@@ -52,12 +52,12 @@ impl Fixture {
         }))
     }
 
-    fn staged(&mut self, shard: usize, worker: u32, seq: u64, base_step: u64) -> Vec<DecisionKind> {
+    pub(super) fn staged(&mut self, shard: usize, worker: u32, seq: u64, base_step: u64) -> Vec<DecisionKind> {
         self.event(Event::Staged { shard, worker, seq, base_step })
     }
 
     /// Everything of a push; gives what the last event decided.
-    fn push(&mut self, worker: u32, seq: u64, base_step: u64) -> Vec<DecisionKind> {
+    pub(super) fn push(&mut self, worker: u32, seq: u64, base_step: u64) -> Vec<DecisionKind> {
         assert_eq!(self.meta(worker, seq, base_step, 10), []);
         (0..self.shards).fold(Vec::new(), |earlier, shard| {
             assert_eq!(earlier, []);

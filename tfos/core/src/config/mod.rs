@@ -1,6 +1,7 @@
 //! A job's settings: as written (flags over `job.yaml`) and as checked.
 
 mod consistency;
+mod engine;
 mod plane;
 mod precision;
 mod raw;
@@ -10,6 +11,7 @@ mod units;
 mod valid;
 
 pub use consistency::{Consistency, Group};
+pub use engine::Engine;
 pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
 pub use precision::Precision;
 pub use raw::{ConfigError, Problem, RawJob};

@@ -142,6 +142,8 @@ settings! {
     "restore-missing" restore_missing: String,
     /// Begin with the parameters of another model: a model directory, a manifest or a safetensors file.
     "init-from" init_from: String,
+    /// Who runs queries with an exchange: `datafusion` or `ballista`.
+    "engine" engine: String,
     /// Stop after this global step.
     "max-steps" max_steps: u64,
     /// Bound of all feed queues of an executor together.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::consistency::Consistency;
+use super::engine::Engine;
 use super::plane::Plane;
 use super::precision::Precision;
 use super::raw::{ConfigError, Problem, RawJob};
@@ -75,6 +76,9 @@ pub struct Job {
     pub checkpoint_failure_limit: u32,
     /// What it begins with.
     pub restore: Restore,
+    /// Who runs queries with an exchange; `None`: Ballista where it is built in and those that train are on several hosts.
+    #[serde(default)]
+    pub engine: Option<Engine>,
     /// Stop after this global step.
     pub max_steps: Option<u64>,
     /// Bound of all feed queues of an executor together, bytes.
@@ -169,6 +173,7 @@ impl Job {
             None => None,
         };
         let restore = Restore::check(&raw, &mut bad);
+        let engine = Engine::check(&raw, &mut bad);
         if raw.max_steps == Some(0) {
             bad("max-steps", "must be at least 1".into());
         }
@@ -218,6 +223,7 @@ impl Job {
             keep: Retention { newest: raw.keep_checkpoints.unwrap_or(5), every: raw.keep_every, best },
             checkpoint_failure_limit: raw.checkpoint_failure_limit.unwrap_or(5),
             restore,
+            engine,
             max_steps: raw.max_steps,
             feed_memory,
             reservation_timeout,

@@ -327,6 +327,12 @@ fn each_scan(plan: &Arc<dyn ExecutionPlan>, mut each: impl FnMut(&FileScanConfig
     Ok(())
 }
 
+/// Whether it is a scan of TFRecord files.
+#[cfg(feature = "ballista")]
+pub(crate) fn is_tfrecord(node: &Arc<dyn ExecutionPlan>) -> bool {
+    file_scan(node).is_some_and(|scan| scan.file_source().is::<TfRecordSource>())
+}
+
 /// Carries scans of TFRecord files, which DataFusion does not know.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Codec;

@@ -105,6 +105,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// URL. Ignored when --model-dir has a checkpoint.
     #[arg(long, value_name = "URL")]
     init_from: Option<String>,
+    /// Who runs a query with an exchange (join, aggregate, window, sort, limit): datafusion, in the chief's executor, or
+    /// ballista, in all that train [default: ballista when these are on several hosts].
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
     /// Stop at this global step.
     #[arg(long, value_name = "STEP")]
     max_steps: Option<u64>,
@@ -196,6 +200,7 @@ impl SubmitFlags {
             restore_map: (!self.restore_map.is_empty()).then(|| self.restore_map.clone()),
             restore_missing: self.restore_missing.clone(),
             init_from: self.init_from.clone(),
+            engine: self.engine.clone(),
             max_steps: self.max_steps,
             feed_memory: self.feed_memory,
             reservation_timeout: self.reservation_timeout,

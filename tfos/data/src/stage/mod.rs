@@ -1,7 +1,10 @@
-//! Runs a query whole, once, and writes its rows into Arrow IPC files.
+//! Runs a query whole, once, and writes its rows into Arrow IPC files: in this process, or ([`Sink`]) as the last operator
+//! of a query that an engine runs in several.
 //!
 //! STG-1: a query with an exchange (join, aggregate, sort) may give its rows in another order each time it runs, so its
 //! rows have no addresses; those of the files have. A file is put under its name only when it is whole.
+
+mod sink;
 
 use std::sync::Arc;
 
@@ -20,6 +23,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+pub use self::sink::{Sink, Writer};
 use crate::error::{Error, Result};
 use crate::store;
 
@@ -40,33 +44,39 @@ pub struct StagedFile {
     pub crc32c: u32,
 }
 
-/// Writes all rows of `plan` into files in `folder`, an address, and calls `done` for each file that is durable. Files of
-/// one partition of the plan hold its rows in order. There is at least one file, so that the schema is known of no rows too.
+/// Files that are durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// In the order of their rows.
+    pub files: Vec<StagedFile>,
+    /// The partition of the query that has all its files now.
+    pub whole: Option<usize>,
+}
+
+/// Writes all rows of `plan` into files in `folder`, an address, and calls `done` for what is durable. Files of one
+/// partition of the plan hold its rows in order. There is at least one file, so that the schema is known of no rows too.
 ///
 /// Dropping the future stops the query.
 pub async fn stage(
     plan: &Arc<dyn ExecutionPlan>,
     ctx: &SessionContext,
     folder: &str,
-    done: impl Fn(StagedFile) + Clone + Send + Sync + 'static,
+    done: impl Fn(Written) + Clone + Send + Sync + 'static,
 ) -> Result<()> {
     let (store, folder, _) = store::resolve(folder)?;
     // All at once: a repartitioning fills the queues of every output, and stands still when one is not read.
     let partitions = execute_stream_partitioned(Arc::clone(plan), ctx.task_ctx())?;
-    let file_bytes = (WRITE_BYTES / partitions.len().max(1)).clamp(4 << 20, 64 << 20);
-    let mut tasks = JoinSet::new();
+    let file_bytes = file_bytes(partitions.len());
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     for (partition, rows) in partitions.into_iter().enumerate() {
-        let schema = plain_schema(&rows.schema());
-        let files = Files {
-            store: Arc::clone(&store),
-            folder: folder.clone(),
-            partition,
-            number: 0,
-            file_bytes,
-            schema,
-            open: None,
-        };
-        tasks.spawn(write(rows, files, done.clone()));
+        let place = (Arc::clone(&store), folder.clone());
+        let files = Files::new(place, partition, String::new(), file_bytes, &rows.schema());
+        let done = done.clone();
+        tasks.spawn(async move {
+            write(rows, files, |file| done(Written { files: vec![file], whole: None })).await?;
+            done(Written { files: vec![], whole: Some(partition) });
+            Ok(())
+        });
     }
     while let Some(ended) = tasks.join_next().await {
         match ended {
@@ -79,17 +89,26 @@ pub async fn stage(
     Ok(())
 }
 
-async fn write(mut rows: SendableRecordBatchStream, mut files: Files, done: impl Fn(StagedFile)) -> Result<()> {
+/// Bytes at which a file is closed, where so many are written at the same time.
+fn file_bytes(writers: usize) -> usize {
+    (WRITE_BYTES / writers.max(1)).clamp(4 << 20, 64 << 20)
+}
+
+async fn write(
+    mut rows: SendableRecordBatchStream,
+    mut files: Files,
+    mut done: impl FnMut(StagedFile) + Send,
+) -> Result<()> {
     while let Some(batch) = rows.try_next().await.map_err(Error::from_datafusion)? {
         files.add(&batch)?;
         if files.is_full() {
-            files.close().await?.into_iter().for_each(&done);
+            files.close().await?.into_iter().for_each(&mut done);
         }
     }
     if files.partition == 0 && files.number == 0 && files.open.is_none() {
         files.add(&RecordBatch::new_empty(rows.schema()))?;
     }
-    files.close().await?.into_iter().for_each(&done);
+    files.close().await?.into_iter().for_each(&mut done);
     Ok(())
 }
 
@@ -99,12 +118,25 @@ struct Files {
     folder: Path,
     partition: usize,
     number: usize,
+    /// Part of the names, where more than one attempt at a partition can be.
+    attempt: String,
     file_bytes: usize,
     schema: SchemaRef,
     open: Option<(FileWriter<Vec<u8>>, u64)>,
 }
 
 impl Files {
+    fn new(
+        (store, folder): (Arc<dyn ObjectStore>, Path),
+        partition: usize,
+        attempt: String,
+        file_bytes: usize,
+        schema: &Schema,
+    ) -> Self {
+        let schema = plain_schema(schema);
+        Self { store, folder, partition, number: 0, attempt, file_bytes, schema, open: None }
+    }
+
     fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         let (mut writer, rows) = match self.open.take() {
             Some(open) => open,
@@ -122,7 +154,7 @@ impl Files {
     async fn close(&mut self) -> Result<Option<StagedFile>> {
         let Some((writer, rows)) = self.open.take() else { return Ok(None) };
         let bytes = Bytes::from(writer.into_inner()?);
-        let name = format!("part-{:05}-{:05}.arrow", self.partition, self.number);
+        let name = format!("part-{:05}-{:05}{}.arrow", self.partition, self.number, self.attempt);
         self.number += 1;
         let file = StagedFile { rows, bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes), name: name.clone() };
         let path = self.folder.clone().join(name);
@@ -186,7 +218,15 @@ mod tests {
         let files = Arc::new(Mutex::new(vec![]));
         let seen = Arc::clone(&files);
         let address = dir.path().display().to_string();
-        stage(&plan, &ctx, &address, move |file| seen.lock().unwrap().push(file)).await.unwrap();
+        let partitions = crate::plan::partitions(&plan);
+        let whole = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&whole);
+        let done = move |written: Written| {
+            *counted.lock().unwrap() += usize::from(written.whole.is_some());
+            seen.lock().unwrap().extend(written.files);
+        };
+        stage(&plan, &ctx, &address, done).await.unwrap();
+        assert_eq!(*whole.lock().unwrap(), partitions);
         let mut files = files.lock().unwrap().clone();
         files.sort_by(|a, b| a.name.cmp(&b.name));
         for file in &files {
