@@ -94,3 +94,21 @@ fn a_job_goes_on_with_another_placement_to_the_same_bits() {
     train("back", "--cluster-size 3 --num-ps 2", 1);
     assert_eq!(train("back", "--cluster-size 4 --num-ps 3 --placement round-robin", 2), whole);
 }
+
+#[test] // computed in halves, kept whole
+fn digits_are_learned_in_bf16_as_in_f32() {
+    let lab = Lab::new("digits_are_learned_in_bf16_as_in_f32");
+    let accuracy = |precision: &str, shape: &str| {
+        let job = lab.submit("mnist").model_dir(&lab.path(&format!("{precision}{}", shape.len()))).flags("--quiet");
+        let job = job.flags(shape).flags("--precision").flags(precision).within(tfos_tests::wait::secs(240));
+        let done = job.args("--network mlp --rows 4000 --epochs 8").run().ok();
+        let says = done.logs().contains("computed in bf16");
+        assert_eq!(says, precision == "bf16");
+        done.number("metrics.accuracy")
+    };
+    for shape in ["--cluster-size 1", "--cluster-size 3 --num-ps 1 --sync-replicas"] {
+        let (whole, half) = (accuracy("f32", shape), accuracy("bf16", shape));
+        eprintln!("{shape}: {whole:.4} in f32, {half:.4} in bf16");
+        assert!(whole > 0.9 && (whole - half).abs() < 0.02, "{shape}: {whole} in f32, {half} in bf16");
+    }
+}

@@ -5,6 +5,7 @@ mod device;
 mod local_sgd;
 pub mod module;
 mod overlap;
+mod precision;
 pub mod shim;
 mod slices;
 mod state;

@@ -1,6 +1,7 @@
 // What tch cannot do: a tensor over memory that somebody else owns, kept alive for exactly as long as the tensor is.
 
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
 #include <dlfcn.h>
@@ -72,6 +73,24 @@ int tfos_set_deterministic(char* text, size_t capacity) noexcept {
     report(text, capacity, "an exception of an unknown type");
   }
   return 1;
+}
+
+// Products and convolutions of this thread in bf16, or as they are. 1 or 0 for what it was; otherwise a text says why not.
+int tfos_autocast(bool cuda, bool on, char* text, size_t capacity) noexcept {
+  try {
+    const at::DeviceType device = cuda ? at::kCUDA : at::kCPU;
+    const bool was = at::autocast::is_autocast_enabled(device);
+    // Variables change between passes, so nothing of them is to be remembered.
+    at::autocast::set_autocast_cache_enabled(false);
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::set_autocast_enabled(device, on);
+    return was ? 1 : 0;
+  } catch (const std::exception& error) {
+    report(text, capacity, error.what());
+  } catch (...) {
+    report(text, capacity, "an exception of an unknown type");
+  }
+  return -1;
 }
 
 // Version of the libtorch that this program was compiled for.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 use tfos_core::checkpoint::Loading;
 use tfos_core::cluster::Role;
-use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane};
+use tfos_core::config::{Compression, Consistency, Overlapping, Placement, Plane, Precision};
 use tfos_core::proto::{Commit, Commits, NodeReady, Note, PartWritten, SnapshotAt, from_executor::Message};
 use tfos_core::rows::{MicroBatch, encode_ranges};
 use tfos_ps::{ClientOptions, Dial, Layout, Mode, Scheduled};
@@ -34,6 +34,8 @@ pub(crate) struct TorchState {
     connect: Option<(Vec<String>, ClientOptions)>,
     dial: Dial,
     plane: Plane,
+    /// Whether the node function computes in mixed precision.
+    bf16: bool,
     max_steps: u64,
 }
 
@@ -92,6 +94,9 @@ impl TorchState {
             });
         };
         let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
+        let precision: Precision = serde_json::from_str(&options.start.precision).unwrap_or_default();
+        let trains = kind == PhaseKind::Train && options.node.role.trains();
+        let bf16 = precision == Precision::Bf16 && trains;
         let dial = dial(&consistency);
         let plane = crate::plane::read(&options.start.plane);
         let addresses = options.spec.addresses(Role::Ps);
@@ -130,11 +135,15 @@ impl TorchState {
         };
         let max_steps = options.start.max_steps;
         let vs = nn::VarStore::new(device);
-        Ok(Self { vs, shared: Arc::new(shared), connect, dial, plane, max_steps })
+        Ok(Self { vs, shared: Arc::new(shared), connect, dial, plane, bf16, max_steps })
     }
 
     /// Called by the thread that computes, before anything else.
     pub(crate) fn begin_thread(&self) -> Result<(), Error> {
+        if self.bf16 {
+            tracing::info!("products and convolutions are computed in bf16, variables stay f32");
+            super::precision::begin_thread(self.vs.device())?;
+        }
         if self.dial.mode == Mode::Deterministic { super::deterministic::begin_thread() } else { Ok(()) }
     }
 

@@ -14,6 +14,7 @@ use tfos_ps::{
 use super::device::DeviceOptimizer;
 use super::local_sgd::LocalSgd;
 use super::overlap::{Overlap, forget_gradient};
+use super::precision::Full;
 use super::slices::{Frozen, floats, floats_mut};
 use super::step::{Computed, Stepped};
 use super::variables::Variables;
@@ -250,6 +251,7 @@ impl Trainer {
 
     /// Backward pass and update.
     pub(super) fn step(&mut self, loss: &Tensor, computed: Computed<'_>) -> Result<Stepped, Error> {
+        let _full = Full::begin(self.variables.first().map_or(Device::Cpu, Tensor::device))?;
         self.variables.iter().try_for_each(forget_gradient)?;
         match (&self.overlap, &mut self.backend) {
             (Some(overlap), Backend::Ps(client)) => overlap.backward(loss, client)?,

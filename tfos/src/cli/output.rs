@@ -86,6 +86,7 @@ pub(super) fn dry_run(job: &Job, placed: &Placed, output: Output) {
         }
     };
     println!("updates        {mode}");
+    println!("precision      {}", job.precision);
     let engine = match job.engine {
         Some(engine) => engine.to_string(),
         None if Engine::Ballista.is_built_in() => "datafusion; ballista when executors are on several hosts".into(),

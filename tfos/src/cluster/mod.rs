@@ -332,6 +332,7 @@ impl Cluster {
             arguments: self.arguments.clone(),
             restore: self.loading.as_ref().and_then(|l| serde_json::to_string(l).ok()).unwrap_or_default(),
             consistency: serde_json::to_string(&self.job.consistency).unwrap_or_default(),
+            precision: serde_json::to_string(&self.job.precision).unwrap_or_default(),
             plane: serde_json::to_string(&self.job.plane).unwrap_or_default(),
             max_steps: self.job.max_steps.unwrap_or(0),
             seed: self.job.seed,

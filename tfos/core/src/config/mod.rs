@@ -3,6 +3,7 @@
 mod consistency;
 mod engine;
 mod plane;
+mod precision;
 mod raw;
 mod restore;
 mod storage;
@@ -12,6 +13,7 @@ mod valid;
 pub use consistency::{Consistency, Group};
 pub use engine::Engine;
 pub use plane::{Carrier, Compression, Overlapping, Placement, Plane};
+pub use precision::Precision;
 pub use raw::{ConfigError, Problem, RawJob};
 pub use restore::Restore;
 pub use storage::Storage;

@@ -116,6 +116,8 @@ settings! {
     "compress" compress: String,
     /// Whether gradients are sent while the backward pass still runs: `auto`, `on` or `off`.
     "overlap" overlap: String,
+    /// In what numbers a model computes while it trains: `f32` or `bf16`.
+    "precision" precision: String,
     /// Copies of each parameter shard.
     "ps-replicas" ps_replicas: u32,
     /// Where checkpoints, ledger and events go: any object-store URL or a path.

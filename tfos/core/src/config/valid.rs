@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::consistency::Consistency;
 use super::engine::Engine;
 use super::plane::Plane;
+use super::precision::Precision;
 use super::raw::{ConfigError, Problem, RawJob};
 use super::restore::Restore;
 use crate::checkpoint::{Best, Retention};
@@ -57,6 +58,9 @@ pub struct Job {
     pub num_gpus: u32,
     /// When a gradient becomes an update.
     pub consistency: Consistency,
+    /// In what numbers a model computes while it trains.
+    #[serde(default)]
+    pub precision: Precision,
     /// How gradients and parameters travel.
     #[serde(default)]
     pub plane: Plane,
@@ -134,6 +138,7 @@ impl Job {
         let trainers = shape.num_trainers().max(1);
         let consistency = Consistency::check(&raw, trainers, num_ps, &mut bad);
         let plane = Plane::check(&raw, num_ps, &mut bad);
+        let precision = Precision::check(&raw, &mut bad);
         for (key, asked) in [
             ("ps-replicas", raw.ps_replicas.is_some_and(|n| n > 1)),
             ("tensorboard", raw.tensorboard.unwrap_or(false)),
@@ -210,6 +215,7 @@ impl Job {
             shape,
             num_gpus: raw.num_gpus.unwrap_or(0),
             consistency,
+            precision,
             plane,
             model_dir: raw.model_dir,
             save_checkpoints_every,

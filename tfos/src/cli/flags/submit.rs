@@ -62,6 +62,10 @@ pub(in crate::cli) struct SubmitFlags {
     /// off [default: auto].
     #[arg(long, value_name = "WHEN")]
     overlap: Option<String>,
+    /// In what numbers products and convolutions are computed in training: f32, or bf16 while variables, optimizer and
+    /// checkpoints stay f32 [default: f32].
+    #[arg(long, value_name = "KIND")]
+    precision: Option<String>,
     /// Copies of each parameter shard (not built in yet).
     #[arg(long, value_name = "K")]
     ps_replicas: Option<u32>,
@@ -183,6 +187,7 @@ impl SubmitFlags {
             transport: self.transport.clone(),
             compress: self.compress.clone(),
             overlap: self.overlap.clone(),
+            precision: self.precision.clone(),
             ps_replicas: self.ps_replicas,
             model_dir: self.model_dir.clone(),
             save_checkpoints_secs: self.save_checkpoints_secs,
