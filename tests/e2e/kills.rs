@@ -20,7 +20,9 @@ const ROWS: u64 = 10_000;
 const EPOCHS: u64 = 2;
 
 /// Flags, and the nodes of the executors in their order.
-const SHAPES: [(&str, &[&str]); 5] = [
+const SHAPES: [(&str, &[&str]); 7] = [
+    ("--cluster-size 4 --num-ps 2 --consistency *.weight=async,sync", &["ps", "ps", "chief", "worker"]),
+    ("--cluster-size 3 --num-ps 1 --consistency local-sgd:4", &["ps", "chief", "worker"]),
     ("--cluster-size 3 --num-ps 1", &["ps", "chief", "worker"]),
     ("--cluster-size 3 --num-ps 1 --sync-replicas", &["ps", "chief", "worker"]),
     ("--cluster-size 4 --num-ps 2", &["ps", "ps", "chief", "worker"]),
