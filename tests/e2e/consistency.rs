@@ -51,13 +51,16 @@ fn a_worker_killed_between_two_averages_loses_only_its_own_rows() {
     // 149 of its own steps: 18 averages, and 5 steps that nobody else has seen.
     let mut running = job(&lab, shape).args_of(gate.arguments(150)).start();
     gate.reached(&mut running, &[0, 1]);
-    running.until_checkpoint(18);
+    // One is due two averages after the one before was durable, so which ones there are is a matter of chance.
+    running.until_checkpoint(16);
     signal(executor_of(&lab.model(), 2).pid, Signal::SIGKILL);
     running.wait().fails(1, &["worker:0", "SIGKILL"]).error();
+    let newest = checkpoints(&lab.model()).last().copied().unwrap();
+    assert!((16..=18).contains(&newest), "{newest}");
     let before = verified_rows(&lab.model());
-    assert_eq!(before, 18 * 2 * 8 * 10, "a checkpoint is cut where states are averaged");
+    assert_eq!(before, newest * 2 * 8 * 10, "a checkpoint is cut where states are averaged");
     gate.open();
-    let done = job(&lab, shape).run().ok().says(&["resuming from step 18"]);
+    let done = job(&lab, shape).run().ok().says(&[&format!("resuming from step {newest}")]);
     assert_eq!(done.number("rows") as u64, EPOCHS * ROWS - before);
     assert_eq!(verified_rows(&lab.model()), EPOCHS * ROWS);
     assert_learned(&done);
