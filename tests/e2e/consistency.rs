@@ -2,6 +2,7 @@
 
 use tfos_tests::data::line;
 use tfos_tests::procs::{Signal, executor_of, signal};
+use tfos_tests::submit::checkpoints;
 use tfos_tests::{Done, Gate, Lab, Submit};
 
 use crate::{assert_learned, verified_rows};

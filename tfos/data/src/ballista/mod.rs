@@ -4,7 +4,7 @@
 //! A query ends in a [`Sink`], whose partitions write files; what Ballista itself hands back is one number for each.
 //!
 //! * A plan is made with Ballista's settings: what is cut into stages must not share memory between operators.
-//! * [`codec`] carries what DataFusion and Ballista do not: TFRecord scans, compression, the sink.
+//! * `codec` carries what DataFusion and Ballista do not: TFRecord scans, compression, the sink.
 //! * [`Stores`] opens a store when a piece of a plan asks for it: pieces do not say which they need.
 //! * Each task has one partition ([`config`]), so that tasks go round over all executors, and a task is one attempt at
 //!   one partition.
@@ -38,7 +38,7 @@ fn upgraded(config: SessionConfig) -> SessionConfig {
     config.upgrade_for_ballista().set_usize(BALLISTA_SCHEDULER_MAX_PARTITIONS_PER_TASK, 1)
 }
 
-/// The plan of `query` for [`codec`], which writes its rows into files in `folder`, and the settings that it was made with.
+/// The plan of `query` for `codec`, which writes its rows into files in `folder`, and the settings that it was made with.
 pub async fn plan(query: DataFrame, folder: &str) -> Result<(Arc<dyn ExecutionPlan>, SessionContext)> {
     let (state, query) = query.into_parts();
     let rules = ballista_core::optimizer::with_ballista_optimizer_rules(state.optimizers());
