@@ -125,7 +125,8 @@ fn another_models_parameters_are_where_a_job_starts() {
         assert_eq!(fit(&done), fit(&first), "{name}");
         assert_eq!(verified_rows(&model), ROWS, "its own rows, all of them");
         let steps = ROWS as f64 / 10.0;
-        assert!(done.number("global_step") <= steps, "counted from 0");
+        // Two trainers may end with a short batch each.
+        assert!(done.number("global_step") <= steps + 4.0, "counted from 0");
         let again =
             submit(2).run().ok().says(&["is ignored: the model directory has a checkpoint", "resuming from step"]);
         assert_eq!(fit(&again), fit(&first), "{name}, resumed");

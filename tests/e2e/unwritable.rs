@@ -25,8 +25,8 @@ fn broken(lab: &Lab, name: &str, flags: &str) -> (Running, Gate) {
     let submit: Submit = job(lab, &gate, 150, "--cluster-size 2 --num-ps 1");
     let mut running = submit.flags(flags).start();
     in_mid_epoch(&mut running, &gate, &[0]);
-    // All that is due is written.
-    running.until_checkpoint(140);
+    // Which one is the last before the gate is a matter of chance: each is due 20 steps after the one before was cut.
+    running.until_checkpoint(110);
     break_store(&lab.model());
     gate.open();
     (running, gate)
@@ -56,7 +56,7 @@ fn a_store_that_does_not_stops_the_job_at_the_limit_and_what_was_written_is_good
     mend_store(&lab.model());
     let before = verified_rows(&lab.model());
     let newest = checkpoints(&lab.model()).into_iter().max().unwrap();
-    assert!(newest >= 140 && before < EPOCHS * ROWS, "{before} rows at step {newest}");
+    assert!(newest >= 110 && before < EPOCHS * ROWS, "{before} rows at step {newest}");
     gate.open();
     let again = job(&lab, &gate, 150, "--cluster-size 2 --num-ps 1")
         .run()
