@@ -1,20 +1,16 @@
 //! Who runs a query with an exchange (join, aggregate, window, sort, limit) before its rows are fed.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
 use super::raw::RawJob;
+use super::words::words;
 
-/// A query engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// DataFusion in the executor of the chief.
-    DataFusion,
-    /// Apache Ballista: a scheduler in the driver, an executor in each that trains.
-    Ballista,
+words! {
+    /// A query engine.
+    pub enum Engine {
+        /// DataFusion in the executor of the chief.
+        DataFusion = "datafusion",
+        /// Apache Ballista: a scheduler in the driver, an executor in each that trains.
+        Ballista = "ballista",
+    }
 }
 
 impl Engine {
@@ -38,27 +34,6 @@ impl Engine {
             );
         }
         Some(engine)
-    }
-}
-
-impl fmt::Display for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::DataFusion => "datafusion",
-            Self::Ballista => "ballista",
-        })
-    }
-}
-
-impl FromStr for Engine {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "datafusion" => Ok(Self::DataFusion),
-            "ballista" => Ok(Self::Ballista),
-            other => Err(format!("`{other}` is neither `datafusion` nor `ballista`")),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ mod restore;
 mod storage;
 mod units;
 mod valid;
+mod words;
 
 pub use consistency::{Consistency, Group};
 pub use engine::Engine;

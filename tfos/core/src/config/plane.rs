@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::raw::RawJob;
+use super::words::{read, words};
 
 /// See the module's text.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -21,56 +22,46 @@ pub struct Plane {
     pub overlap: Overlapping,
 }
 
-/// Whether gradients are sent while the backward pass still runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Overlapping {
-    /// Where the model is large, and nothing speaks against it.
-    #[default]
-    Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
-}
-
-impl FromStr for Overlapping {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "on" => Ok(Self::On),
-            "off" => Ok(Self::Off),
-            other => Err(format!("`{other}` is none of `auto`, `on` and `off`")),
-        }
+words! {
+    /// Whether gradients are sent while the backward pass still runs.
+    #[derive(Default)]
+    pub enum Overlapping {
+        /// Where the model is large, and nothing speaks against it.
+        #[default]
+        Auto = "auto",
+        /// Always.
+        On = "on",
+        /// Never.
+        Off = "off",
     }
 }
 
-/// How variables are dealt to the ps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Placement {
-    /// All of them as one vector, cut evenly.
-    #[default]
-    Even,
-    /// Whole, in the order of their creation, one to each ps in turn, as TensorFlow does.
-    RoundRobin,
+words! {
+    /// How variables are dealt to the ps.
+    #[derive(Default)]
+    pub enum Placement {
+        /// All of them as one vector, cut evenly.
+        #[default]
+        Even = "even",
+        /// Whole, in the order of their creation, one to each ps in turn, as TensorFlow does.
+        RoundRobin = "round-robin",
+    }
 }
 
-/// What carries them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Carrier {
-    /// Shared memory where both ends are on one host, TCP elsewhere.
-    #[default]
-    Auto,
-    /// Shared memory or nothing.
-    SharedMemory,
-    /// Plain TCP everywhere.
-    Tcp,
-    /// gRPC everywhere, for where only HTTP/2 passes.
-    Grpc,
+words! {
+    /// What carries them.
+    #[derive(Default)]
+    pub enum Carrier {
+        /// Shared memory where both ends are on one host, TCP elsewhere.
+        #[default]
+        Auto = "auto",
+        /// Shared memory or nothing.
+        SharedMemory = "shared-memory",
+        /// Plain TCP everywhere.
+        Tcp = "tcp",
+        /// gRPC everywhere, for where only HTTP/2 passes.
+        Grpc = "grpc",
+    }
 }
 
 /// How gradients are sent.
@@ -87,52 +78,6 @@ pub enum Compression {
         /// Of all, above 0 and at most 0.5.
         fraction: f64,
     },
-}
-
-impl FromStr for Placement {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "even" => Ok(Self::Even),
-            "round-robin" => Ok(Self::RoundRobin),
-            other => Err(format!("`{other}` is neither `even` nor `round-robin`")),
-        }
-    }
-}
-
-impl fmt::Display for Placement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Even => "even",
-            Self::RoundRobin => "round-robin",
-        })
-    }
-}
-
-impl FromStr for Carrier {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "shared-memory" => Ok(Self::SharedMemory),
-            "tcp" => Ok(Self::Tcp),
-            "grpc" => Ok(Self::Grpc),
-            other => Err(format!("`{other}` is none of `auto`, `shared-memory`, `tcp` and `grpc`")),
-        }
-    }
-}
-
-impl fmt::Display for Carrier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::SharedMemory => "shared-memory",
-            Self::Tcp => "tcp",
-            Self::Grpc => "grpc",
-        })
-    }
 }
 
 impl FromStr for Compression {
@@ -178,14 +123,6 @@ impl From<Compression> for String {
     fn from(compression: Compression) -> String {
         compression.to_string()
     }
-}
-
-/// What was written, or the default after a word about what is wrong.
-fn read<T: FromStr<Err = String> + Default>(key: &str, text: Option<&String>, bad: &mut impl FnMut(&str, String)) -> T {
-    text.map_or(Ok(T::default()), |text| text.parse()).unwrap_or_else(|message| {
-        bad(key, message);
-        T::default()
-    })
 }
 
 impl Plane {

@@ -1,48 +1,28 @@
 //! In what numbers a model computes while it trains.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use super::raw::RawJob;
+use super::words::{read, words};
 
-/// See the module's text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// f32 throughout.
-    #[default]
-    F32,
-    /// Products and convolutions in bf16; variables, gradients, optimizer and checkpoints in f32.
-    Bf16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
+words! {
+    /// See the module's text.
+    #[derive(Default)]
+    pub enum Precision {
+        /// f32 throughout.
+        #[default]
+        F32 = "f32",
+        /// Products and convolutions in bf16; variables, gradients, optimizer and checkpoints in f32.
+        Bf16 = "bf16",
     }
 }
 
 impl Precision {
     pub(super) fn check(raw: &RawJob, mut bad: impl FnMut(&str, String)) -> Self {
-        match raw.precision.as_deref() {
-            None | Some("f32") => Self::F32,
-            Some("bf16") => {
-                if raw.deterministic.unwrap_or(false) {
-                    let why =
-                        "bf16 not together with --deterministic: how libtorch groups such sums depends on the machine";
-                    bad("precision", why.into());
-                }
-                Self::Bf16
-            }
-            Some(other) => {
-                bad("precision", format!("`{other}` is neither `f32` nor `bf16`"));
-                Self::F32
-            }
+        let precision = read("precision", raw.precision.as_ref(), &mut bad);
+        if precision == Self::Bf16 && raw.deterministic.unwrap_or(false) {
+            let why = "bf16 not together with --deterministic: how libtorch groups such sums depends on the machine";
+            bad("precision", why.into());
         }
+        precision
     }
 }
 
