@@ -1,10 +1,19 @@
-//! The sending end of the control stream, and the counters that heartbeats carry.
+//! The sending end of the control stream, the counters that heartbeats carry, and settings as they come.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tfos_core::proto::{FromExecutor, from_executor::Message};
 use tokio::sync::mpsc::UnboundedSender;
+
+use crate::Error;
+
+/// A setting of the job, as the driver sends it. One that cannot be read is an error and no default: the job would do
+/// something else than it was told.
+pub(crate) fn setting<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|e| Error::Other(Box::new(e)))
+}
 
 /// Sends to the driver from any thread. When the stream is gone the process is about to end, so a message
 /// that cannot be sent has nobody to miss it.

@@ -12,11 +12,6 @@ use tfos_ps::{ClientOptions, Compress, Layout, PsClient, PsServer, ServerEvent, 
 
 use crate::Error;
 
-/// As a phase's start carries it.
-pub(crate) fn read(text: &str) -> Plane {
-    serde_json::from_str(text).unwrap_or_default()
-}
-
 /// The same for the parameter plane.
 pub fn compress(compression: Compression) -> Compress {
     match compression {

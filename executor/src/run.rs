@@ -22,7 +22,7 @@ use crate::Error;
 use crate::agent::{Agent, Heir, Task};
 use crate::checkpoint::CheckpointStore;
 use crate::client;
-use crate::control::{Counters, Outgoing};
+use crate::control::{Counters, Outgoing, setting};
 use crate::devices::Leases;
 use crate::engine::Engine;
 use crate::feed::Order;
@@ -285,7 +285,7 @@ impl Executor {
                 loader: None,
             };
             let store = CheckpointStore::open(&formed.model_dir)?;
-            let (outgoing, plane) = (self.outgoing.clone(), crate::plane::read(&start.plane));
+            let (outgoing, plane) = (self.outgoing.clone(), setting(&start.plane)?);
             let host = PsHost::start(&start, plane, clone()?, options, store, outgoing, heir)?;
             self.ps = Some(host);
             self.outgoing.send(Message::NodeReady(NodeReady { phase: start.phase, ..Default::default() }));

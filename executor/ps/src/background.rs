@@ -6,7 +6,8 @@ use std::thread::{Builder, JoinHandle};
 /// Of ten ticks that both want, training gets nine (`sched(7)`: each level is a factor of 1.25).
 const NICENESS: i32 = 10;
 
-/// Runs `work` on a thread that gives way to those of training. It may hold no lock that training waits for.
+/// Runs `work` on a thread that gives way to those of training. Holding a lock that training waits for, it would hold it up
+/// for longer than its work takes: the writer of a snapshot does so for one chunk at most, where nobody has copied that yet.
 pub fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.to_owned()).spawn(move || {
         give_way();

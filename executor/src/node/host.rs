@@ -24,7 +24,7 @@ use super::stage;
 use crate::Error;
 use crate::agent::Heir;
 use crate::checkpoint::CheckpointStore;
-use crate::control::{Counters, Outgoing};
+use crate::control::{Counters, Outgoing, setting};
 use crate::engine::Engine;
 use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, batch_bytes, direct_source, feed_source, prefetch};
 use crate::run::NodeFunction;
@@ -104,7 +104,7 @@ impl NodeHost {
         let store = CheckpointStore::open(&options.model_dir)?;
         let loading = match start.restore.as_str() {
             "" => None,
-            text => Some(serde_json::from_str(text).map_err(|e| Error::Other(Box::new(e)))?),
+            text => Some(setting(text)?),
         };
         let (orders, orders_rx) = unbounded_channel();
         let (requests, requests_rx) = channel();

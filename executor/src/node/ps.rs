@@ -20,7 +20,7 @@ use super::loader::PartLoader;
 use crate::Error;
 use crate::agent::{Heir, Task};
 use crate::checkpoint::{CheckpointStore, Content};
-use crate::control::Outgoing;
+use crate::control::{Outgoing, setting};
 
 /// A ps in its executor, for one phase.
 pub(crate) struct PsHost {
@@ -44,6 +44,7 @@ impl PsHost {
         heir: Option<Heir>,
     ) -> Result<Self, Error> {
         let StartPhase { phase, max_steps, .. } = *start;
+        let dial = dial(&setting(&start.consistency)?);
         let (shard, shards, generation) = (options.shard, options.num_shards, options.generation);
         // Bounded by what the ps itself bounds: one entry per step or snapshot, never a gradient.
         let (events_tx, events_rx) = unbounded_channel();
@@ -60,14 +61,9 @@ impl PsHost {
         if shard == 0 && max_steps > 0 {
             server.set_max_steps(Some(max_steps))?;
         }
-        if let Ok(consistency) = serde_json::from_str::<Consistency>(&start.consistency)
-            && shard == 0
-        {
-            let dial = dial(&consistency);
-            // Every other mode comes from the chief.
-            if matches!(dial.mode, Mode::Grouped { .. }) {
-                server.begin_with(dial)?;
-            }
+        // Every other mode comes from the chief.
+        if shard == 0 && matches!(dial.mode, Mode::Grouped { .. }) {
+            server.begin_with(dial)?;
         }
         let writer = PartWriter {
             phase,

@@ -16,7 +16,7 @@ use super::trainer::{Begin, Loaded, Trainer};
 use super::variables::Variables;
 use crate::Error;
 use crate::checkpoint::{CheckpointStore, Plan};
-use crate::control::{Counters, Outgoing};
+use crate::control::{Counters, Outgoing, setting};
 use crate::feed::{Begun, Hooks};
 use crate::node::{HostOptions, NodeContext, PartWriter, PhaseKind, Request, Requests, dial};
 
@@ -93,12 +93,12 @@ impl TorchState {
                 try_this: "check the driver with nvidia-smi, or leave --num-gpus out".into(),
             });
         };
-        let consistency: Consistency = serde_json::from_str(&options.start.consistency).unwrap_or(Consistency::Async);
-        let precision: Precision = serde_json::from_str(&options.start.precision).unwrap_or_default();
+        let consistency: Consistency = setting(&options.start.consistency)?;
+        let precision: Precision = setting(&options.start.precision)?;
         let trains = kind == PhaseKind::Train && options.node.role.trains();
         let bf16 = precision == Precision::Bf16 && trains;
         let dial = dial(&consistency);
-        let plane = crate::plane::read(&options.start.plane);
+        let plane = setting(&options.start.plane)?;
         let addresses = options.spec.addresses(Role::Ps);
         let connect = (kind == PhaseKind::Train && options.node.role.trains() && !addresses.is_empty()).then(|| {
             let client = ClientOptions {
