@@ -46,7 +46,7 @@ async fn call(address: &str, timeout: Duration) -> io::Result<Box<dyn Connection
     let mut parts = Parts::new(runtime()?, address.to_owned());
     let request = Request::new(parts.outgoing()?);
     let answer = call.streaming(request, PathAndQuery::from_static(PATH), Raw).await.map_err(refused)?;
-    Ok(Box::new(parts.run(answer.into_inner())))
+    Ok(Box::new(parts.called(answer.into_inner())?))
 }
 
 fn refused(status: Status) -> io::Error {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -79,6 +80,8 @@ struct Pump {
     chunks: mpsc::Sender<Bytes>,
     closed: watch::Receiver<bool>,
     given: oneshot::Receiver<()>,
+    /// Dropped when nothing more comes in, which ends what goes out.
+    ending: oneshot::Sender<()>,
 }
 
 /// See the module's text.
@@ -100,14 +103,20 @@ impl Parts {
         let (chunks, from_peer) = mpsc::channel(CHUNKS);
         let (closed, is_closed) = watch::channel(false);
         let (telling, given) = oneshot::channel();
+        let (ending, ended) = oneshot::channel::<()>();
         let incoming = Mutex::new(Incoming { chunks: from_peer, rest: Bytes::new() });
         let mut closing = is_closed.clone();
-        let closing = Box::pin(async move { drop(closing.wait_for(|closed| *closed).await) });
+        let closing = Box::pin(async move {
+            tokio::select! {
+                _ = closing.wait_for(|closed| *closed) => {}
+                _ = ended => {}
+            }
+        });
         let shared = Arc::new(Shared { runtime, incoming, closed, peer });
         Parts {
             connection: GrpcConnection { shared, outgoing, timeout: None },
             outgoing: Some(Outgoing { chunks: to_peer, closed: Some(closing), _given: telling }),
-            pump: Pump { chunks, closed: is_closed, given },
+            pump: Pump { chunks, closed: is_closed, given, ending },
         }
     }
 
@@ -116,16 +125,32 @@ impl Parts {
         self.outgoing.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Begins to read what the peer sends.
-    pub(super) fn run(self, stream: Streaming<Bytes>) -> GrpcConnection {
-        self.connection.shared.runtime.spawn(self.pump.run(stream));
-        self.connection
+    /// The end that called, once it is answered.
+    pub(super) fn called(self, stream: Streaming<Bytes>) -> io::Result<GrpcConnection> {
+        let Parts { connection, pump, .. } = self;
+        connection.outgoing.try_send(Bytes::new()).map_err(|_| io::ErrorKind::NotConnected)?;
+        connection.shared.runtime.spawn(pump.run(stream));
+        Ok(connection)
+    }
+
+    /// The end that answers. It accepts the call when the caller says that the answer has come, by an empty chunk, and not
+    /// before: who accepted may stop the server at once, and a caller that hears of the stop first takes its call for lost.
+    pub(super) fn answer(self, mut stream: Streaming<Bytes>, accepted: Sender<Option<GrpcConnection>>) {
+        let Parts { connection, pump, .. } = self;
+        let runtime = connection.shared.runtime;
+        runtime.spawn(async move {
+            if matches!(stream.message().await, Ok(Some(chunk)) if chunk.is_empty()) {
+                // With nobody there to take it, the connection drops here and the pump ends.
+                drop(accepted.send(Some(connection)));
+                pump.run(stream).await;
+            }
+        });
     }
 }
 
 impl Pump {
     async fn run(self, mut stream: Streaming<Bytes>) {
-        let Pump { chunks, mut closed, given } = self;
+        let Pump { chunks, mut closed, given, ending } = self;
         let reading = async {
             while let Ok(Some(chunk)) = stream.message().await {
                 if chunks.send(chunk).await.is_err() {
@@ -138,10 +163,15 @@ impl Pump {
             _ = closed.wait_for(|closed| *closed) => {}
         }
         drop(chunks);
-        // The peer ends, or we do: then what was sent goes first, as dropping the stream ends both directions.
-        if closed.wait_for(|closed| *closed).await.is_ok() {
-            drop(tokio::time::timeout(LAST_WORDS, given).await);
-        }
+        // Either all that the peer sent is here, or nobody wants it; our own end says so.
+        drop(ending);
+        // Dropping the stream ends both directions, and with them what is still under way, also that which the connection has
+        // already taken from us. So the peer says first that it has everything: by its end.
+        let last_words = async {
+            drop(given.await);
+            while let Ok(Some(_)) = stream.message().await {}
+        };
+        drop(tokio::time::timeout(LAST_WORDS, last_words).await);
     }
 }
 

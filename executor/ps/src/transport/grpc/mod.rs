@@ -31,13 +31,10 @@ const WINDOW: u32 = 1 << 21;
 
 /// Two threads that pump all connections of this process.
 fn runtime() -> io::Result<&'static Handle> {
-    static RUNTIME: OnceLock<Result<(Runtime, Handle), io::ErrorKind>> = OnceLock::new();
+    static RUNTIME: OnceLock<Result<Runtime, io::ErrorKind>> = OnceLock::new();
     let started = RUNTIME.get_or_init(|| {
-        let built = Builder::new_multi_thread().worker_threads(2).thread_name("ps-grpc").enable_all().build();
-        built
-            .map(|runtime| (runtime.handle().clone(), runtime))
-            .map(|(handle, runtime)| (runtime, handle))
-            .map_err(|e| e.kind())
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(2).thread_name("ps-grpc").enable_all().build().map_err(|e| e.kind())
     });
-    started.as_ref().map(|(_, handle)| handle).map_err(|kind| (*kind).into())
+    started.as_ref().map(Runtime::handle).map_err(|kind| (*kind).into())
 }

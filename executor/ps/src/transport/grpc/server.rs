@@ -126,13 +126,13 @@ impl StreamingService<Bytes> for Plane {
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let arrived = self.arrived.clone();
         Box::pin(async move {
-            let gone = |_| Status::unavailable("the ps is stopping");
-            let runtime = runtime().map_err(|error| Status::internal(error.to_string()))?;
+            let internal = |error: io::Error| Status::internal(error.to_string());
+            let runtime = runtime().map_err(internal)?;
             let peer = request.remote_addr().map_or_else(|| "a gRPC peer".to_owned(), |address| address.to_string());
             let mut parts = Parts::new(runtime, peer);
-            let answer = Answer(parts.outgoing().map_err(|error| Status::internal(error.to_string()))?);
-            arrived.send(Some(parts.run(request.into_inner()))).map_err(gone)?;
-            Ok(Response::new(answer))
+            let outgoing = parts.outgoing().map_err(internal)?;
+            parts.answer(request.into_inner(), arrived);
+            Ok(Response::new(Answer(outgoing)))
         })
     }
 }
