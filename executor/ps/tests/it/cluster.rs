@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tfos_ps::reference::Regression;
+use tfos_ps::transport::{Connection, Tcp, Transport};
+use tfos_ps::wire::{self, Header, Hello, HelloRole, Kind};
 use tfos_ps::{
     ClientOptions, Error, InitState, Mode, Optimizer, Outcome, PsClient, PsServer, Push, Schedule, Scheduled,
     ServerEvent, ServerOptions,
@@ -63,6 +65,18 @@ impl Cluster {
 
     pub(crate) fn connect(&self, worker: u32) -> PsClient {
         PsClient::connect(&self.addresses, &Cluster::options(worker)).unwrap()
+    }
+
+    /// Worker 1 of a cluster with one ps, which speaks for itself; and what its first push is called.
+    pub(crate) fn stranger(&self) -> (Box<dyn Connection>, u64) {
+        let mut worker = Tcp.connect(&self.addresses[0], DEADLINE).unwrap();
+        let role = HelloRole::Worker { worker: 1, is_chief: false, session: None };
+        let (version, token) = (wire::VERSION, TOKEN.to_owned());
+        let hello = Hello { version, token, generation: 3, shard: 0, num_shards: 1, role };
+        wire::send(&mut *worker, Header::new(Kind::Hello), &wire::to_json("hello", &hello).unwrap(), []).unwrap();
+        let welcome = wire::expect(&mut *worker, Kind::Welcome, "Welcome").unwrap();
+        worker.set_timeout(Some(DEADLINE)).unwrap();
+        (worker, (welcome.seq << 32) + 1)
     }
 
     /// Events of a server until `wanted` gives something; panics at the deadline.

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tfos_ps::reference::Regression;
 use tfos_ps::transport::{Closer, Connection, Tcp, Transport};
-use tfos_ps::wire::{self, Header, Hello, HelloRole, Kind};
+use tfos_ps::wire::{self, Header, Kind};
 use tfos_ps::{Compress, Error, InitState, Layout, Mode, Place, PsClient, Push};
 
-use crate::cluster::{Cluster, DEADLINE, TOKEN, Worker, distance, sgd};
+use crate::cluster::{Cluster, Worker, distance, sgd};
 
 /// TCP, with the bytes that its connections have sent.
 #[derive(Debug, Default)]
@@ -179,16 +179,9 @@ fn hostile_gradients_end_their_connection_and_nothing_else() {
         (wire::SPARSE, 4, vec![indices(5), indices(5), 1.0, 1.0]),
     ];
     for (flags, body, words) in cases {
-        let mut worker = Tcp.connect(&cluster.addresses[0], DEADLINE).unwrap();
-        let role = HelloRole::Worker { worker: 1, is_chief: false, session: None };
-        let (version, token) = (wire::VERSION, TOKEN.to_owned());
-        let hello = Hello { version, token, generation: 3, shard: 0, num_shards: 1, role };
-        wire::send(&mut *worker, Header::new(Kind::Hello), &wire::to_json("hello", &hello).unwrap(), []).unwrap();
-        let welcome = wire::expect(&mut *worker, Kind::Welcome, "Welcome").unwrap();
-        let seq = (welcome.seq << 32) + 1;
+        let (mut worker, seq) = cluster.stranger();
         let header = Header { flags, body, worker: 1, seq, rows: 1, ..Header::new(Kind::PushPull) };
         wire::send(&mut *worker, header, &[], [&words[..]]).unwrap();
-        worker.set_timeout(Some(DEADLINE)).unwrap();
         let ended = wire::recv_header(&mut *worker).unwrap_err();
         assert!(matches!(ended, Error::PeerLost { .. }), "{flags} {body}: {ended}");
     }

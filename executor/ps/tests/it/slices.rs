@@ -3,11 +3,10 @@
 use std::thread;
 
 use tfos_ps::reference::{Random, Regression};
-use tfos_ps::transport::{Connection, Tcp, Transport};
-use tfos_ps::wire::{self, Header, Hello, HelloRole, Kind};
+use tfos_ps::wire::{self, Header, Kind};
 use tfos_ps::{Awaited, DropReason, Error, InitState, Layout, Mode, Place, PsClient, Push, ServerEvent};
 
-use crate::cluster::{Cluster, DEADLINE, TOKEN, Worker, adam, sgd};
+use crate::cluster::{Cluster, Worker, adam, sgd};
 
 const ELEMENTS: usize = 700_001;
 const STEPS: u64 = 4;
@@ -110,18 +109,6 @@ fn slices_give_the_same_bits_as_whole_gradients_in_deterministic_training() {
     assert!(run(true) == run(false));
 }
 
-/// A worker that speaks for itself; gives what its first push is called.
-fn stranger(cluster: &Cluster) -> (Box<dyn Connection>, u64) {
-    let mut worker = Tcp.connect(&cluster.addresses[0], DEADLINE).unwrap();
-    let role = HelloRole::Worker { worker: 1, is_chief: false, session: None };
-    let (version, token) = (wire::VERSION, TOKEN.to_owned());
-    let hello = Hello { version, token, generation: 3, shard: 0, num_shards: 1, role };
-    wire::send(&mut *worker, Header::new(Kind::Hello), &wire::to_json("hello", &hello).unwrap(), []).unwrap();
-    let welcome = wire::expect(&mut *worker, Kind::Welcome, "Welcome").unwrap();
-    worker.set_timeout(Some(DEADLINE)).unwrap();
-    (worker, (welcome.seq << 32) + 1)
-}
-
 #[test] // PS-1
 fn half_a_gradient_is_refused_and_so_is_what_lies_outside_of_it() {
     let problem = Regression::new(20, 1);
@@ -130,7 +117,7 @@ fn half_a_gradient_is_refused_and_so_is_what_lies_outside_of_it() {
     let slices: [&[(u64, u64)]; 6] =
         [&[(0, 20)], &[(0, 10), (11, 10)], &[(0, 10), (0, 10)], &[(0, 22)], &[(21, 1)], &[(u64::MAX, 2)]];
     for slices in slices {
-        let (mut worker, seq) = stranger(&cluster);
+        let (mut worker, seq) = cluster.stranger();
         for &(rows, body) in slices {
             let header = Header { worker: 1, seq, rows, body, ..Header::new(Kind::Slice) };
             wire::send(&mut *worker, header, &[], [&vec![1.0; body as usize][..]]).unwrap();
