@@ -8,6 +8,7 @@ use crate::decision::{Commit, Decision};
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
+use crate::memory::{Arena, Slots};
 use crate::optimizer::Scheduled;
 use crate::sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};
 use crate::shard::{Begin, Performed, Shard};
@@ -44,10 +45,21 @@ impl DeterministicTrainer {
             let (expected, found) = (format!("{:?}", optimizer.slots()), format!("{names:?}"));
             return Err(Error::State { what: "slots", expected, found });
         }
+        let arena = Arena::new()?;
         let slots = match saved {
-            Some(state) => state.slots.iter().map(|(_, values)| values.clone()).collect(),
-            None => optimizer.initial_slots(layout.total),
+            Some(state) => {
+                let values: Vec<&[f32]> = state.slots.iter().map(|(_, values)| values.as_slice()).collect();
+                Slots::with_values(&arena, layout.total, &values)?
+            }
+            None => Slots::new(&arena, layout.total, &optimizer.initial_values())?,
         };
+        let mut first = arena.floats(layout.total)?;
+        let mut rest = &mut first[..];
+        for part in params {
+            let (head, tail) = rest.split_at_mut(part.len());
+            head.copy_from_slice(part);
+            rest = tail;
+        }
         let step = state.map_or(0, |state| state.step);
         let range = 0..layout.total;
         let shard = Shard::new(Begin {
@@ -60,7 +72,8 @@ impl DeterministicTrainer {
             local_steps: None,
             step,
             optimizer_step: saved.map_or(0, |state| state.optimizer_step),
-            params: params.concat(),
+            arena,
+            params: first,
             slots,
             buffers: Some(buffers.concat()),
         })?;

@@ -113,9 +113,11 @@ pub(crate) struct Begin {
     pub(crate) local_steps: Option<u32>,
     pub(crate) step: u64,
     pub(crate) optimizer_step: u64,
-    pub(crate) params: Vec<f32>,
+    /// Where `params` and `slots` are.
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) params: Floats,
     /// In the order of `Optimizer::slots`.
-    pub(crate) slots: Vec<Vec<f32>>,
+    pub(crate) slots: Slots,
     /// Shard 0 only.
     pub(crate) buffers: Option<Vec<f32>>,
 }
@@ -152,25 +154,20 @@ impl Shard {
     /// Lengths of params and slots must be that of the range; the caller has checked what came over the wire.
     pub(crate) fn new(begin: Begin) -> Result<Shard, Error> {
         let expected = begin.range.len();
-        for (what, found) in
-            std::iter::once(("parameters", begin.params.len())).chain(begin.slots.iter().map(|s| ("slot", s.len())))
-        {
+        for (what, found) in [("parameters", begin.params.len()), ("slot", begin.slots.len())] {
             if found != expected {
                 return Err(Error::Length { what, expected, found });
             }
         }
-        if begin.slots.len() != begin.optimizer.slots().len() {
+        if begin.slots.count() != begin.optimizer.slots().len() {
             let expected = begin.optimizer.slots().len().to_string();
-            return Err(Error::State { what: "number of slots", expected, found: begin.slots.len().to_string() });
+            return Err(Error::State { what: "number of slots", expected, found: begin.slots.count().to_string() });
         }
         let everything = std::iter::once(0..expected).collect();
         let named = begin.variables;
         let apart = begin.optimizer.has_trust_ratios();
         let variables = if apart { named.iter().map(|(_, part)| part.clone()).collect() } else { everything };
-        let arena = Arena::new()?;
-        let mut params = arena.floats(expected)?;
-        params.copy_from_slice(&begin.params);
-        let (pool, slots) = (Pool::new(&arena, expected), Slots::new(&arena, expected, begin.slots)?);
+        let (pool, slots) = (Pool::new(&begin.arena, expected), begin.slots);
         // The next version, and what the first snapshot wants beside the state, so that no step waits for it.
         pool.prepare(2);
         slots.prepare();
@@ -185,7 +182,7 @@ impl Shard {
             optimizer: begin.optimizer,
             local_steps: begin.local_steps,
             optimizer_step: begin.optimizer_step,
-            current: Version { step: begin.step, params: Arc::new(params) },
+            current: Version { step: begin.step, params: Arc::new(begin.params) },
             pool,
             slots,
             buffers: begin.buffers,
