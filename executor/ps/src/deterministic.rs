@@ -99,11 +99,9 @@ impl DeterministicTrainer {
         let (seq, base_step) = (self.seq, self.step());
         let mut staged = self.shard.take_free().unwrap_or_default();
         (staged.worker, staged.seq, staged.answered) = (WORKER, seq, true);
+        staged.gradient.set_len(self.total);
         fill(&mut staged.gradient, push.gradients);
-        match push.buffers {
-            Some(buffers) => fill(staged.buffers.get_or_insert_default(), buffers),
-            None => staged.buffers = None,
-        }
+        staged.buffers = push.buffers.map(<[&[f32]]>::concat);
         self.shard.stage(staged);
         let leases = push.leases.to_vec();
         let (rows, loss, buffers) = (push.rows, push.loss, push.buffers.is_some());
@@ -151,9 +149,12 @@ impl DeterministicTrainer {
     }
 }
 
-fn fill(flat: &mut Vec<f32>, parts: &[&[f32]]) {
-    flat.clear();
-    parts.iter().for_each(|part| flat.extend_from_slice(part));
+fn fill(mut flat: &mut [f32], parts: &[&[f32]]) {
+    for part in parts {
+        let (head, tail) = flat.split_at_mut(part.len().min(flat.len()));
+        head.copy_from_slice(&part[..head.len()]);
+        flat = tail;
+    }
 }
 
 fn spread(mut flat: &[f32], parts: &mut [&mut [f32]]) {

@@ -12,6 +12,7 @@
 //! gradient's buffer goes back to its connection with the outcome.
 
 mod average;
+mod gradient;
 mod groups;
 mod measure;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::average::SlotState;
+pub(crate) use self::gradient::Gradient;
 use self::groups::Groups;
 use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
@@ -49,7 +51,7 @@ pub(crate) struct Version {
 pub(crate) struct Staged {
     pub(crate) worker: u32,
     pub(crate) seq: u64,
-    pub(crate) gradient: Vec<f32>,
+    pub(crate) gradient: Gradient,
     /// What it came as, where that was compressed.
     pub(crate) codes: Vec<u32>,
     /// Non-trainable state that came with it; shard 0 only.

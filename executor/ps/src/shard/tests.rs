@@ -26,7 +26,7 @@ fn shard(len: usize) -> Shard {
 }
 
 fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {
-    let gradient = vec![value; shard.len()];
+    let gradient = Gradient::Own(vec![value; shard.len()]);
     shard.stage(Staged { worker, seq, gradient, ..Staged::default() });
 }
 

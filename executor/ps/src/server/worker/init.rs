@@ -1,10 +1,12 @@
 //! A shard's first state, in two steps: its values come, from the chief or from where its host reads them, on all
 //! shards at once; and when all shards have theirs, it is used.
 
+use std::sync::Arc;
+
 use super::Served;
 use crate::error::{Error, Refusal, Violation};
 use crate::loader::{Loading, within};
-use crate::memory::{Arena, Slots};
+use crate::memory::Slots;
 use crate::sequencer::{Event, Mode};
 use crate::server::ServerEvent;
 use crate::server::state::lock;
@@ -23,7 +25,7 @@ impl Served<'_> {
         let len = range.len();
         let has_buffers = options.shard == 0;
         let buffers_len = if has_buffers { init.layout.buffers_total } else { 0 };
-        let arena = Arena::new()?;
+        let arena = Arc::clone(&self.inner.arena);
         let mut params = arena.floats(len)?;
         // As many as are sent; none are where they begin fresh, or are loaded.
         let initial = init.optimizer.initial_values();
