@@ -155,9 +155,9 @@ impl Copying {
         Ok(Arc::clone(chunk.insert(floats)))
     }
 
-    /// Copies the chunk of this element, if it is not copied yet.
-    pub(crate) fn before_change(&self, element: usize) -> Result<(), Error> {
-        self.piece(element / CHUNK).map(drop)
+    /// Copies the chunks of these elements, what is not copied yet.
+    pub(crate) fn before_change(&self, elements: &Range<usize>) -> Result<(), Error> {
+        (elements.start / CHUNK..elements.end.div_ceil(CHUNK)).try_for_each(|index| self.piece(index).map(drop))
     }
 
     /// Copies all that is not copied yet; from the end, as those who read begin at the other one.

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Arena, Floats};
-use crate::background;
 use crate::error::Error;
 
 /// Elements, 1 MiB, below which a thread costs more than what it would find.
@@ -68,7 +67,7 @@ impl Pool {
             }
         };
         // Without a thread it is found when it is needed.
-        let _ = background::spawn("prepare", work);
+        let _ = std::thread::Builder::new().name("prepare".into()).spawn(work);
     }
 }
 
