@@ -204,6 +204,18 @@ mod tests {
     }
 
     #[test] // COW-1
+    fn what_changes_across_an_edge_is_copied_on_both_sides_of_it() {
+        let pool = Pool::new(&Arena::new().unwrap(), CHUNK);
+        let copying = Copying::new(2 * CHUNK + 5, Box::new(Counting(1.0)), &pool);
+        let copied = |elements: Range<usize>| {
+            copying.before_change(&elements).unwrap();
+            copying.chunks.iter().map(|chunk| chunk.lock().unwrap().is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(copied(CHUNK - 1..CHUNK), [true, false, false]);
+        assert_eq!(copied(2 * CHUNK - 1..2 * CHUNK + 1), [true, true, true]);
+    }
+
+    #[test] // COW-1
     fn whoever_copies_first_each_chunk_is_copied_once_and_stays() {
         let len = 3 * CHUNK + 5;
         let pool = Pool::new(&Arena::new().unwrap(), CHUNK);
