@@ -8,6 +8,7 @@ use crate::decision::{Commit, Decision};
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
+use crate::memory::Arena;
 use crate::optimizer::Scheduled;
 use crate::sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};
 use crate::shard::{Begin, Performed, Shard};
@@ -50,7 +51,7 @@ impl DeterministicTrainer {
         };
         let step = state.map_or(0, |state| state.step);
         let range = 0..layout.total;
-        let shard = Shard::new(Begin {
+        let begin = Begin {
             shard: 0,
             alone: true,
             exact: true,
@@ -63,7 +64,8 @@ impl DeterministicTrainer {
             params: params.concat(),
             slots,
             buffers: Some(buffers.concat()),
-        })?;
+        };
+        let shard = Shard::new(begin, &Arena::new()?)?;
         let mut sequencer = Sequencer::new(1, 1);
         sequencer.on_event(Event::Initialised { mode: Mode::Deterministic, step, rounds: 0 });
         sequencer.on_event(Event::WorkerJoined(WORKER));
@@ -86,11 +88,9 @@ impl DeterministicTrainer {
         let (seq, base_step) = (self.seq, self.step());
         let mut staged = self.shard.take_free().unwrap_or_default();
         (staged.worker, staged.seq, staged.answered) = (WORKER, seq, true);
+        staged.gradient.set_len(self.total);
         fill(&mut staged.gradient, push.gradients);
-        match push.buffers {
-            Some(buffers) => fill(staged.buffers.get_or_insert_default(), buffers),
-            None => staged.buffers = None,
-        }
+        staged.buffers = push.buffers.map(<[&[f32]]>::concat);
         self.shard.stage(staged);
         let leases = push.leases.to_vec();
         let (rows, loss, buffers) = (push.rows, push.loss, push.buffers.is_some());
@@ -138,9 +138,12 @@ impl DeterministicTrainer {
     }
 }
 
-fn fill(flat: &mut Vec<f32>, parts: &[&[f32]]) {
-    flat.clear();
-    parts.iter().for_each(|part| flat.extend_from_slice(part));
+fn fill(mut flat: &mut [f32], parts: &[&[f32]]) {
+    for part in parts {
+        let (head, tail) = flat.split_at_mut(part.len().min(flat.len()));
+        head.copy_from_slice(&part[..head.len()]);
+        flat = tail;
+    }
 }
 
 fn spread(mut flat: &[f32], parts: &mut [&mut [f32]]) {

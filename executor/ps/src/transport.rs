@@ -8,6 +8,7 @@ mod grpc;
 mod nearest;
 mod ring;
 mod shared;
+mod window;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use self::grpc::{Grpc, GrpcAcceptor};
 pub use self::nearest::{Nearest, SameHost};
 pub use self::shared::{SharedAcceptor, connect_shared};
+pub use self::window::{Pages, Window};
 
 /// Makes connections.
 pub trait Transport: Send + Sync + Debug {
@@ -49,6 +51,10 @@ pub trait Connection: Send + Debug {
     fn peer(&self) -> &str;
     /// What carries the bytes, for messages.
     fn transport(&self) -> &'static str;
+    /// Memory that both ends see, where there is some.
+    fn window(&self) -> Option<Window> {
+        None
+    }
 }
 
 /// Ends a connection or an acceptor from another thread.

@@ -4,12 +4,12 @@
 //! |---|---|---|
 //! | 0..4 | magic | `TFPS` |
 //! | 4 | kind | [`Kind`] |
-//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`BF16`], [`SPARSE`], [`SLICED`], [`SLOTS`]; of a decision its tag |
+//! | 5 | flags | [`DROPPED`], [`STOP`], [`BUFFERS`], [`INITIALISED`], [`WINDOW`], [`BF16`], [`SPARSE`], [`SLICED`], [`SLOTS`]; of a decision its tag |
 //! | 8..12 | worker | number of parts in a decision about an update |
 //! | 12..16 | meta | length of meta in bytes |
 //! | 16..24 | seq | of the push; the session in Welcome; the index of a decision; the round in Measured |
 //! | 24..32 | step | global step (base step in a push) |
-//! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged; optimizer step in answers of local SGD |
+//! | 32..40 | rows | rows of the push; seq, id or round in a decision, 1 in one to apply without an answer; shard in Staged; optimizer step in answers of local SGD; with [`WINDOW`], where in the state's file the parameters begin, bytes |
 //! | 40..48 | loss | f64; optimizer step (u64) in Init |
 //! | 48..56 | body | number of f32: gradient, parameters, or parameters and slots (in local SGD always); of what is to be loaded only the fresh ones |
 //! | 56..64 | aux | number of f32 after the body: buffers |
@@ -28,7 +28,7 @@ use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -43,6 +43,9 @@ pub const SPARSE: u8 = 64;
 pub const SLICED: u8 = 128;
 /// Flag of ps:0's Welcome: the chief has initialised, at global step `step`.
 pub const INITIALISED: u8 = 8;
+/// Flag of a push: the gradient lies in the stage of the window, and the body is empty. Of its Result: the parameters lie in
+/// the state, and the body is empty. Of the answer to Window: there is one.
+pub const WINDOW: u8 = 8;
 /// Flag of a Pull: the slots are asked for, not the parameters.
 pub const SLOTS: u8 = 16;
 
@@ -101,9 +104,13 @@ pub enum Kind {
     Await,
     /// Part of the gradient of a push that is still to come; `rows` is where it begins in the shard. Not answered.
     Slice,
+    /// Asks for a stage of `body` elements in the connection's window. Answered by Ok, whose flag says whether there is one.
+    Window,
+    /// What the last Result named has been read. Not answered; every other frame says so too.
+    Taken,
 }
 
-const KINDS: [Kind; 23] = [
+const KINDS: [Kind; 25] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -127,6 +134,8 @@ const KINDS: [Kind; 23] = [
     Kind::Push,
     Kind::Await,
     Kind::Slice,
+    Kind::Window,
+    Kind::Taken,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.

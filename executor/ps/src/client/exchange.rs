@@ -18,7 +18,7 @@ pub(super) fn exchange(
     ranges: &[Range<usize>],
     params: &mut [&mut [f32]],
     send: impl Fn(usize, &mut dyn Connection, Range<usize>) -> Result<(), Error> + Sync,
-    recv: impl Fn(&mut dyn Connection, Range<usize>, Vec<&mut [f32]>) -> Result<Header, Error> + Sync,
+    recv: impl Fn(usize, &mut dyn Connection, Range<usize>, Vec<&mut [f32]>) -> Result<Header, Error> + Sync,
 ) -> Result<Vec<Header>, Error> {
     let count = shards.len();
     let range = |shard: usize| ranges.get(shard).cloned().unwrap_or_default();
@@ -30,11 +30,13 @@ pub(super) fn exchange(
         let sent: Result<Vec<_>, Error> = shards
             .map(|(shard, (connection, pieces))| {
                 send(shard, &mut **connection, range(shard))?;
-                Ok((range(shard), connection, pieces))
+                Ok((shard, connection, pieces))
             })
             .collect();
         let answers: Result<Vec<_>, Error> = sent.and_then(|sent| {
-            sent.into_iter().map(|(range, connection, pieces)| recv(&mut **connection, range, pieces)).collect()
+            sent.into_iter()
+                .map(|(shard, connection, pieces)| recv(shard, &mut **connection, range(shard), pieces))
+                .collect()
         });
         match answers {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
@@ -42,7 +44,8 @@ pub(super) fn exchange(
         }
     } else {
         let one = |shard: usize, connection: &mut dyn Connection, pieces| {
-            let result = send(shard, connection, range(shard)).and_then(|()| recv(connection, range(shard), pieces));
+            let sent = send(shard, connection, range(shard));
+            let result = sent.and_then(|()| recv(shard, connection, range(shard), pieces));
             if result.is_err() {
                 // The other shards may wait for this one for ever: their threads must come back too.
                 closers.iter().for_each(|closer| closer.close());

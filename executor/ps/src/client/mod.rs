@@ -5,6 +5,7 @@ mod exchange;
 mod steps;
 mod stream;
 mod types;
+mod window;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use self::average::Vector;
 use self::exchange::{exchange, expect_length, recv_params};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
+use self::window::{Windows, lock};
 use crate::cast;
 use crate::compress::{Compress, Feedback};
 use crate::error::{Error, Refusal, Violation};
@@ -46,6 +48,8 @@ pub struct PsClient {
     streamed: Vec<Range<usize>>,
     /// Of each shard, where gradients are compressed: each is used by the thread that sends to it.
     feedback: Vec<Mutex<Feedback>>,
+    /// Empty before the first push.
+    windows: Windows,
 }
 
 /// Makes all waiting of a client end with an error, from another thread.
@@ -118,6 +122,7 @@ impl PsClient {
             compress: Compress::None,
             streamed: Vec::new(),
             feedback: Vec::new(),
+            windows: Vec::new(),
         })
     }
 
@@ -263,21 +268,36 @@ impl PsClient {
         }
         let sliced = self.complete(push.gradients)?;
         self.seq += 1;
-        let (mut frame, seq, feedback) = (self.frame(Kind::PushPull), self.seq, &self.feedback);
+        let (mut frame, seq, feedback, windows) = (self.frame(Kind::PushPull), self.seq, &self.feedback, &self.windows);
         frame.flags = if sliced { wire::SLICED } else { 0 };
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            send_push(shard, connection, range, frame, push.leases, &push, feedback.get(shard))
+            let window = windows.get(shard).map(lock);
+            let Some(open) = window.as_ref().and_then(|window| window.as_ref()) else {
+                return send_push(shard, connection, range, frame, push.leases, &push, feedback.get(shard));
+            };
+            if !sliced {
+                open.write(connection, flat::cut(push.gradients, range.clone()))?;
+            }
+            let mut frame = frame;
+            frame.flags = wire::WINDOW;
+            send_push(shard, connection, range, frame, push.leases, &push, None)
         };
-        let answers =
-            exchange(&mut self.shards, &self.closers, &self.ranges, params, send, |connection, range, pieces| {
-                let header = wire::expect(connection, Kind::Result, "Result")?;
-                if header.seq != seq {
-                    let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
-                    return Err(wire::violated(connection, violation));
+        let recv = |shard: usize, connection: &mut dyn Connection, range: Range<usize>, pieces: Vec<&mut [f32]>| {
+            let header = wire::expect(connection, Kind::Result, "Result")?;
+            if header.seq != seq {
+                let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
+                return Err(wire::violated(connection, violation));
+            }
+            let mut window = windows.get(shard).map(lock);
+            match window.as_mut().and_then(|window| window.as_mut()) {
+                Some(open) if header.flags & wire::WINDOW != 0 => {
+                    open.read(connection, &header, range.len(), pieces)?
                 }
-                recv_params(connection, &header, range, pieces)?;
-                Ok(header)
-            })?;
+                _ => recv_params(connection, &header, range, pieces)?,
+            }
+            Ok(header)
+        };
+        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, params, send, recv)?;
         let Some(first) = answers.first() else {
             return Err(Error::Stopped);
         };
@@ -292,6 +312,7 @@ impl PsClient {
                 feedback.lock().unwrap_or_else(PoisonError::into_inner).undo(flat::cut(push.gradients, range.clone()));
             }
         }
+        self.open_windows()?;
         Ok(Outcome { step: self.step, dropped, stop })
     }
 
@@ -401,7 +422,7 @@ fn send_push(
         header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
     }
     let buffers = buffers.unwrap_or(&[]).iter().copied();
-    if header.flags & wire::SLICED != 0 {
+    if header.flags & (wire::SLICED | wire::WINDOW) != 0 {
         return wire::send(connection, header, meta, buffers);
     }
     let gradient = flat::cut(push.gradients, range.clone());

@@ -41,7 +41,7 @@ impl PsClient {
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
             send_push(shard, connection, range, frame, &meta, &push, None)
         };
-        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, &mut [], send, |connection, _, _| {
+        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, &mut [], send, |_, connection, _, _| {
             let header = wire::expect(connection, Kind::Ok, "Ok")?;
             if header.seq != seq {
                 let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };

@@ -1,11 +1,13 @@
 //! A push that begins before its gradient is whole: slices go out as they come, and the push completes them.
 //!
 //! Small slices are fused: frames are gathered until they have [`BUCKET`] bytes, and go out together. The push itself then
-//! sends what is still missing, so who calls needs no count of what has come.
+//! sends what is still missing, so who calls needs no count of what has come. To a ps with a window nothing is
+//! sent, slices are copied to their places.
 
 use std::ops::Range;
 
 use super::PsClient;
+use super::window::lock;
 use crate::compress::Compress;
 use crate::error::Error;
 use crate::flat;
@@ -31,6 +33,9 @@ impl PsClient {
                 return Ok(());
             }
             self.streamed.push(start..end);
+            if self.write_slice(start, slice.as_ref())? {
+                return Ok(());
+            }
             bytes += size_of_val(slice.as_ref());
             bucket.push((start, slice));
             if bytes < BUCKET {
@@ -51,7 +56,10 @@ impl PsClient {
 
     fn send_bucket<S: AsRef<[f32]>>(&mut self, bucket: &[(usize, S)]) -> Result<(), Error> {
         let (worker, seq) = (self.worker, self.seq + 1);
-        for (connection, range) in self.shards.iter_mut().zip(&self.ranges) {
+        for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
+            if self.windows.get(shard).is_some_and(|window| lock(window).is_some()) {
+                continue;
+            }
             let cut = |(start, slice): &(usize, S)| {
                 let len = slice.as_ref().len();
                 let here = (*start).max(range.start)..(start + len).min(range.end);

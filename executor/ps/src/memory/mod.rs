@@ -8,15 +8,16 @@ mod chunks;
 mod cut;
 mod pool;
 mod stream;
+mod view;
 
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::Error;
@@ -27,6 +28,7 @@ pub use cut::{Cut, Piece, Source};
 pub(crate) use pool::Pool;
 pub(crate) use stream::fence;
 pub use stream::stream;
+pub(crate) use view::View;
 
 /// Elements of a slice of a snapshot, 4 MiB: the unit in which slots are frozen, copied and written.
 pub const CHUNK: usize = 1 << 20;
@@ -61,8 +63,12 @@ pub struct Floats {
 impl Arena {
     /// An empty one.
     pub fn new() -> Result<Arc<Arena>, Error> {
-        let fd = memfd_create(c"tfos-parameters", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"tfos-parameters", flags).map_err(io::Error::from);
         let file = File::from(fd.map_err(Error::memory)?);
+        // Other processes map it: nobody can take it away under their feet.
+        let sealed = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).map_err(io::Error::from);
+        sealed.map_err(Error::memory)?;
         Ok(Arc::new(Arena { file, space: Mutex::default() }))
     }
 
@@ -75,6 +81,21 @@ impl Arena {
         let offset = self.reserve(bytes).map_err(Error::memory)?;
         let map = MmapOptions::new().offset(offset).len(len * 4).map_raw(&self.file).map_err(Error::memory)?;
         Ok(Floats { arena: Arc::clone(self), offset, len, map: Some(map) })
+    }
+
+    /// For another process that may change what lies in it.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// For another process that reads it.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// Whether memory was ever asked of it: the first of it lies at its beginning.
+    pub(crate) fn is_used(&self) -> bool {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner).end > 0
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<u64> {
@@ -115,8 +136,9 @@ impl Deref for Floats {
 
     fn deref(&self) -> &[f32] {
         let Some(map) = &self.map else { return &[] };
-        // SAFETY: `len` f32 of a mapping that lives as long as `self`, page-aligned; any bits are an f32. Nobody else maps
-        // these bytes to write: an offset belongs to one `Floats` at a time.
+        // SAFETY: `len` f32 of a mapping that lives as long as `self`, page-aligned; any bits are an f32. An offset belongs to
+        // one `Floats` at a time. Another process that writes here does so in turn with this one (`transport::Window`); one
+        // that does not spoils numbers of its own.
         #[expect(unsafe_code, reason = "a mapping is a raw pointer")]
         unsafe {
             std::slice::from_raw_parts(map.as_ptr().cast(), self.len)

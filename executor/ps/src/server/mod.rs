@@ -13,6 +13,7 @@ use crate::decision::{Commit, DropReason};
 use crate::dial::Dial;
 use crate::error::{Error, Refusal, Violation};
 use crate::loader::Loader;
+use crate::memory::Arena;
 use crate::sequencer::{Event, Notice};
 use crate::snapshot::Snapshot;
 use crate::transport::{Acceptor, Closer, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport};
@@ -94,15 +95,15 @@ impl PsServer {
     ) -> Result<PsServer, Error> {
         let acceptor = TcpAcceptor::new(listener).map_err(|source| Error::System { what: "listen", source })?;
         let mut acceptors: Vec<Box<dyn Acceptor>> = vec![Box::new(acceptor)];
-        let mut name = String::new();
-        match SharedAcceptor::new() {
+        let (mut name, arena) = (String::new(), Arena::new()?);
+        match SharedAcceptor::new(Arc::clone(&arena)) {
             Ok(shared) => {
                 shared.name().clone_into(&mut name);
                 acceptors.push(Box::new(shared));
             }
             Err(error) => tracing::warn!(%error, "no shared memory: all workers use TCP"),
         }
-        PsServer::start_all(acceptors, name, Arc::new(Tcp), options, events)
+        PsServer::start_all(acceptors, name, arena, Arc::new(Tcp), options, events)
     }
 
     /// Serves on any transport.
@@ -112,13 +113,14 @@ impl PsServer {
         options: ServerOptions,
         events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
     ) -> Result<PsServer, Error> {
-        PsServer::start_all(vec![acceptor], String::new(), transport, options, events)
+        PsServer::start_all(vec![acceptor], String::new(), Arena::new()?, transport, options, events)
     }
 
     /// `name` is what to tell who asks for shared memory.
     fn start_all(
         acceptors: Vec<Box<dyn Acceptor>>,
         name: String,
+        arena: Arc<Arena>,
         transport: Arc<dyn Transport>,
         options: ServerOptions,
         events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
@@ -132,7 +134,7 @@ impl PsServer {
         }
         let closers: Result<Vec<_>, _> = acceptors.iter().map(|acceptor| acceptor.closer()).collect();
         let closers = closers.map_err(|source| Error::System { what: "listen", source })?;
-        let inner = Arc::new(Inner::new(options, events));
+        let inner = Arc::new(Inner::new(options, arena, events));
         let threads = Arc::new(Mutex::new(Vec::new()));
         // Built before the threads are, so that an error below stops what is already running.
         let server = PsServer { inner: Arc::clone(&inner), acceptors: closers, threads: Arc::clone(&threads) };

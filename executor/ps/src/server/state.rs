@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::decision::{Decision, encode_sums};
 use crate::error::{Error, Refusal};
 use crate::layout::Fingerprint;
+use crate::memory::Arena;
 use crate::sequencer::{Action, Event, Sequencer};
 use crate::server::peer::Link;
 use crate::server::{ServerEvent, ServerOptions};
@@ -43,6 +44,8 @@ fn lock_for<T>(mutex: &Mutex<T>, timeout: Duration) -> Option<MutexGuard<'_, T>>
 
 pub(super) struct Inner {
     pub(super) options: ServerOptions,
+    /// Where the shard's state lies.
+    pub(super) arena: Arc<Arena>,
     events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
     /// Only on ps:0.
     pub(super) order: Option<Mutex<Order>>,
@@ -94,7 +97,11 @@ impl fmt::Debug for Inner {
 }
 
 impl Inner {
-    pub(super) fn new(options: ServerOptions, events: Arc<dyn Fn(ServerEvent) + Send + Sync>) -> Inner {
+    pub(super) fn new(
+        options: ServerOptions,
+        arena: Arc<Arena>,
+        events: Arc<dyn Fn(ServerEvent) + Send + Sync>,
+    ) -> Inner {
         let order = (options.shard == 0).then(|| {
             let sequencer = Sequencer::new(options.num_shards, options.num_workers);
             let links = (1..options.num_shards).map(|_| Link::default()).collect();
@@ -102,6 +109,7 @@ impl Inner {
         });
         Inner {
             options,
+            arena,
             events,
             order,
             uplink: Mutex::default(),

@@ -2,10 +2,12 @@
 
 mod init;
 mod slices;
+mod window;
 
 use std::time::Duration;
 
 use self::slices::Arriving;
+use self::window::Window;
 use crate::compress::Coding;
 use crate::error::{Error, Refusal, Violation};
 use crate::layout::Fingerprint;
@@ -30,11 +32,13 @@ pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32,
         session: 0,
         last_seq: 0,
         spare: None,
+        window: Window::default(),
         arriving: None,
         len: None,
         prepared: None,
     };
     let result = served.begin(session).and_then(|()| served.run());
+    served.close_window();
     let Served { session, last_seq, .. } = served;
     if let Some(shard) = lock(&inner.shard).as_mut() {
         shard.forget(worker, last_seq);
@@ -65,6 +69,7 @@ struct Served<'a> {
     last_seq: u64,
     /// The staging buffer of the last push; the next one is read into it.
     spare: Option<Staged>,
+    window: Window,
     /// What has come of the next push, where it comes in slices.
     arriving: Option<Arriving>,
     /// Of a gradient, once it is known.
@@ -120,10 +125,14 @@ impl Served<'_> {
         let is_first = self.inner.order.is_some();
         loop {
             let header = wire::recv_header(&mut *self.connection)?;
+            self.window.take_back();
             match header.kind {
                 Kind::PushPull => self.push_pull(header)?,
                 Kind::Push => self.push(header)?,
                 Kind::Slice => self.slice(header)?,
+                Kind::Window => self.open_window(header)?,
+                // Nothing else is to be done.
+                Kind::Taken => {}
                 Kind::Await => self.await_step(header)?,
                 Kind::Init => self.init(header)?,
                 Kind::Begin => self.install()?,
@@ -215,7 +224,7 @@ impl Served<'_> {
         match self.receive(header)? {
             Some(leases) => {
                 self.report(header, leases)?;
-                self.conclude(header.seq)
+                self.conclude(header.seq, header.flags & wire::WINDOW != 0)
             }
             None => Ok(()),
         }
@@ -236,11 +245,12 @@ impl Served<'_> {
         let (worker, seq) = (self.worker, header.seq);
         self.check_seq(&header)?;
         let answered = header.kind == Kind::Push;
-        let sliced = header.flags & wire::SLICED != 0;
-        let (mut lengths, mut free) = (None, self.spare.take_if(|_| !sliced));
+        let (sliced, window) = (header.flags & wire::SLICED != 0, header.flags & wire::WINDOW != 0);
+        let elsewhere = sliced || window;
+        let (mut lengths, mut free) = (None, self.spare.take_if(|_| !elsewhere));
         if let Some(shard) = lock(&self.inner.shard).as_mut() {
             lengths = Some((shard.push_len(), shard.buffers().map_or(0, <[f32]>::len)));
-            free = free.or_else(|| if sliced { None } else { shard.take_free() });
+            free = free.or_else(|| if elsewhere { None } else { shard.take_free() });
         }
         let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
         let Some((len, buffers_len)) = lengths else {
@@ -250,11 +260,15 @@ impl Served<'_> {
         };
         let has_buffers = header.flags & wire::BUFFERS != 0;
         self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
-        let mut staged = if sliced { self.arrived(&header, len)? } else { free.unwrap_or_default() };
+        let mut staged = match (window, sliced) {
+            (true, _) => self.written(&header, len)?,
+            (false, true) => self.arrived(&header, len)?,
+            (false, false) => free.unwrap_or_default(),
+        };
         (staged.worker, staged.seq, staged.answered) = (worker, seq, answered);
-        if !sliced {
+        if !elsewhere {
             let coding = Coding::of(&header, len).map_err(|violation| wire::violated(&*self.connection, violation))?;
-            staged.gradient.resize(len, 0.0);
+            staged.gradient.set_len(len);
             coding.recv(&mut *self.connection, &mut staged.gradient, &mut staged.codes)?;
         }
         if has_buffers {
@@ -329,7 +343,7 @@ impl Served<'_> {
 
     /// What ends the wait: the push is decided and performed here; the worker is declared lost, which drops the push;
     /// or the server closes.
-    fn conclude(&mut self, seq: u64) -> Result<(), Error> {
+    fn conclude(&mut self, seq: u64, window: bool) -> Result<(), Error> {
         let worker = self.worker;
         let outcome = self.inner.wait_for(|shard| {
             let shard = shard.as_mut()?;
@@ -338,10 +352,16 @@ impl Served<'_> {
         let Some(outcome) = outcome else {
             return Err(Error::Stopped);
         };
-        self.spare = outcome.staged;
+        match outcome.staged {
+            Some(stage) if window => self.window.put(stage),
+            staged => self.spare = staged,
+        }
         let mut header = Header::new(Kind::Result);
         (header.worker, header.seq) = (worker, seq);
         header.flags = self.stop_flag() | if outcome.dropped { wire::DROPPED } else { 0 };
+        if window {
+            return self.lend(header, outcome.version);
+        }
         if outcome.slots.slots.is_empty() {
             header.rows = outcome.slots.optimizer_step;
             return self.answer(header, &outcome.version, &[]);

@@ -12,6 +12,7 @@
 //! gradient's buffer goes back to its connection with the outcome.
 
 mod average;
+mod gradient;
 mod groups;
 mod measure;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::average::SlotState;
+pub(crate) use self::gradient::Gradient;
 use self::groups::Groups;
 use self::measure::aggregated;
 use crate::decision::{Decision, DecisionKind, Part};
@@ -49,7 +51,7 @@ pub(crate) struct Version {
 pub(crate) struct Staged {
     pub(crate) worker: u32,
     pub(crate) seq: u64,
-    pub(crate) gradient: Vec<f32>,
+    pub(crate) gradient: Gradient,
     /// What it came as, where that was compressed.
     pub(crate) codes: Vec<u32>,
     /// Non-trainable state that came with it; shard 0 only.
@@ -149,8 +151,8 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Lengths of params and slots must be that of the range; the caller has checked what came over the wire.
-    pub(crate) fn new(begin: Begin) -> Result<Shard, Error> {
+    /// In memory of `arena`. Lengths of params and slots must be that of the range; the caller has checked what came over the wire.
+    pub(crate) fn new(begin: Begin, arena: &Arc<Arena>) -> Result<Shard, Error> {
         let expected = begin.range.len();
         for (what, found) in
             std::iter::once(("parameters", begin.params.len())).chain(begin.slots.iter().map(|s| ("slot", s.len())))
@@ -167,10 +169,9 @@ impl Shard {
         let named = begin.variables;
         let apart = begin.optimizer.has_trust_ratios();
         let variables = if apart { named.iter().map(|(_, part)| part.clone()).collect() } else { everything };
-        let arena = Arena::new()?;
         let mut params = arena.floats(expected)?;
         params.copy_from_slice(&begin.params);
-        let (pool, slots) = (Pool::new(&arena, expected), Slots::new(&arena, expected, begin.slots)?);
+        let (pool, slots) = (Pool::new(arena, expected), Slots::new(arena, expected, begin.slots)?);
         // The next version, and what the first snapshot wants beside the state, so that no step waits for it.
         pool.prepare(2);
         slots.prepare();

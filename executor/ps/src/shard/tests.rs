@@ -20,11 +20,11 @@ fn shard(len: usize) -> Shard {
         slots,
         buffers: None,
     };
-    Shard::new(begin).unwrap()
+    Shard::new(begin, &Arena::new().unwrap()).unwrap()
 }
 
 fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {
-    let gradient = vec![value; shard.len()];
+    let gradient = Gradient::Own(vec![value; shard.len()]);
     shard.stage(Staged { worker, seq, gradient, ..Staged::default() });
 }
 

@@ -3,7 +3,8 @@
 //! The acceptor makes the memory and sends it over an abstract Unix socket, so whoever has it can reach that socket:
 //! it is on the same host, in the same network namespace, and its kernel passed the descriptor. A byte on a socket
 //! wakes the other side; the end of a socket is the end of the process or of the connection, seen at once. The
-//! kernel frees all of it with the last process: no name is left anywhere.
+//! kernel frees all of it with the last process: no name is left anywhere. With the rings go two more files, a
+//! [`Window`].
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
@@ -22,12 +23,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags, sockopt};
 
 use super::ring::{MEMORY, Ring, WAKE};
-use super::{Acceptor, Closer, Connection};
+use super::{Acceptor, Closer, Connection, Pages, Window};
+use crate::memory::Arena;
 
 /// With these nobody can cut the memory off under the other's feet.
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 /// The first byte on the socket; another layout of the memory gets another.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
+/// Descriptors that come with it: the rings, the second socket, the stage and the state.
+const DESCRIPTORS: usize = 4;
 
 /// One direction.
 #[derive(Debug)]
@@ -139,6 +143,7 @@ impl Closer for Handle {
 #[derive(Debug)]
 struct SharedConnection {
     channel: Arc<Channel>,
+    window: Window,
     peer: String,
 }
 
@@ -157,7 +162,8 @@ impl Connection for SharedConnection {
     }
 
     fn split(&self) -> io::Result<Box<dyn Connection>> {
-        Ok(Box::new(SharedConnection { channel: Arc::clone(&self.channel), peer: self.peer.clone() }))
+        let (channel, window) = (Arc::clone(&self.channel), self.window.clone());
+        Ok(Box::new(SharedConnection { channel, window, peer: self.peer.clone() }))
     }
 
     fn closer(&self) -> io::Result<Box<dyn Closer>> {
@@ -175,24 +181,29 @@ impl Connection for SharedConnection {
     fn transport(&self) -> &'static str {
         "shared memory"
     }
+
+    fn window(&self) -> Option<Window> {
+        Some(self.window.clone())
+    }
 }
 
 /// Accepts connections over shared memory under a name that only the kernel of this host knows.
 #[derive(Debug)]
 pub struct SharedAcceptor {
     listener: UnixListener,
+    state: Arc<Arena>,
     name: String,
     closed: Arc<AtomicBool>,
 }
 
 impl SharedAcceptor {
-    /// Listens under a new name in this network namespace.
-    pub fn new() -> io::Result<SharedAcceptor> {
+    /// Listens under a new name in this network namespace. Who connects may read what lies in `state`.
+    pub fn new(state: Arc<Arena>) -> io::Result<SharedAcceptor> {
         // A hasher's seed is random; taken names are an error of `bind`, so this need not be a secret.
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         let name = format!("tfos-ps-{}-{random:016x}", std::process::id());
         let listener = UnixListener::bind_addr(&abstract_address(&name)?)?;
-        Ok(SharedAcceptor { listener, name, closed: Arc::default() })
+        Ok(SharedAcceptor { listener, state, name, closed: Arc::default() })
     }
 
     /// What [`connect_shared`] needs.
@@ -208,7 +219,7 @@ impl Acceptor for SharedAcceptor {
             if self.closed.load(Ordering::Acquire) {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            match offer(first) {
+            match offer(first, &self.state) {
                 // Another user, or one who left again: no reason to serve the others worse.
                 Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::BrokenPipe) => {
                     tracing::warn!(%error, "refused shared memory");
@@ -225,17 +236,21 @@ impl Acceptor for SharedAcceptor {
 }
 
 /// Makes the memory of a connection and passes it to who has just come.
-fn offer(first: UnixStream) -> io::Result<Box<dyn Connection>> {
+fn offer(first: UnixStream, state: &Arena) -> io::Result<Box<dyn Connection>> {
     check_user(&first)?;
     let (second, theirs) = UnixStream::pair()?;
     let memory = File::from(memfd_create("tfos-ps", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     memory.set_len(MEMORY as u64)?;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(SEALS))?;
-    let descriptors = [memory.as_raw_fd(), theirs.as_raw_fd()];
+    let stage = Arena::new().map_err(io::Error::other)?;
+    let state = state.reader()?;
+    let descriptors: [RawFd; DESCRIPTORS] =
+        [memory.as_raw_fd(), theirs.as_raw_fd(), stage.file().as_raw_fd(), state.as_raw_fd()];
     let (layout, rights) = ([IoSlice::new(&[LAYOUT])], [ControlMessage::ScmRights(&descriptors)]);
     socket::sendmsg::<()>(first.as_raw_fd(), &layout, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
     let channel = Arc::new(Channel::new(&memory, first, second, true)?);
-    Ok(Box::new(SharedConnection { channel, peer: "a process on this host".to_owned() }))
+    let (window, peer) = (Window::Ours { stage }, "a process on this host".to_owned());
+    Ok(Box::new(SharedConnection { channel, window, peer }))
 }
 
 /// As with TCP, a connection to ourselves ends the waiting.
@@ -260,7 +275,7 @@ pub fn connect_shared(name: &str, peer: &str, timeout: Duration) -> io::Result<B
     first.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
     let mut layout = [0];
     let mut descriptors: Vec<OwnedFd> = Vec::new();
-    let mut space = nix::cmsg_space!([RawFd; 2]);
+    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(&mut layout)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     for message in socket::recvmsg::<()>(first.as_raw_fd(), &mut slices, Some(&mut space), flags)?.cmsgs()? {
@@ -270,12 +285,16 @@ pub fn connect_shared(name: &str, peer: &str, timeout: Duration) -> io::Result<B
         }
     }
     first.set_read_timeout(None)?;
-    let mut descriptors = descriptors.into_iter();
-    let (Some(memory), Some(second), [LAYOUT]) = (descriptors.next(), descriptors.next(), layout) else {
+    let Ok([memory, second, stage, state]) = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) else {
         return Err(io::ErrorKind::InvalidData.into());
     };
-    let channel = Arc::new(Channel::new(&File::from(memory), first, UnixStream::from(second), false)?);
-    Ok(Box::new(SharedConnection { channel, peer: peer.to_owned() }))
+    if layout != [LAYOUT] {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let second = UnixStream::from(second);
+    let window = Window::Theirs(Arc::new(Pages { stage: stage.into(), state: state.into(), end: second.try_clone()? }));
+    let channel = Arc::new(Channel::new(&File::from(memory), first, second, false)?);
+    Ok(Box::new(SharedConnection { channel, window, peer: peer.to_owned() }))
 }
 
 fn abstract_address(name: &str) -> io::Result<SocketAddr> {

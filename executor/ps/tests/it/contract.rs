@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use tfos_ps::memory::Arena;
 use tfos_ps::reference::Random;
 use tfos_ps::transport::{Acceptor, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport, connect_shared};
 #[cfg(feature = "grpc")]
@@ -38,7 +39,7 @@ fn listen(kind: &str) -> (Box<dyn Acceptor>, String) {
         let address = listener.local_addr().unwrap().to_string();
         return (Box::new(GrpcAcceptor::new(listener).unwrap()), address);
     }
-    let acceptor = SharedAcceptor::new().unwrap();
+    let acceptor = SharedAcceptor::new(Arena::new().unwrap()).unwrap();
     let name = acceptor.name().to_owned();
     (Box::new(acceptor), name)
 }

@@ -14,3 +14,4 @@ mod slices;
 mod snapshot;
 mod staleness;
 mod training;
+mod window;

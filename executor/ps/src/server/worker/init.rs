@@ -117,7 +117,7 @@ impl Served<'_> {
             drop(fingerprint);
             return self.refuse(refusal);
         }
-        let shard = Shard::new(begin)?;
+        let shard = Shard::new(begin, &inner.arena)?;
         if inner.order.is_some() {
             // A single shard measures as it applies, there is nobody to ask; and a mean of states needs no measure.
             let measured = inner.options.num_shards > 1 && init.mode.local_steps().is_none();

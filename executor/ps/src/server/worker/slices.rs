@@ -69,7 +69,7 @@ impl Served<'_> {
             if arriving.staged.gradient.len() != len {
                 let free = || lock(&self.inner.shard).as_mut().and_then(|shard| shard.take_free());
                 arriving.staged = self.spare.take().or_else(free).unwrap_or_default();
-                arriving.staged.gradient.resize(len, 0.0);
+                arriving.staged.gradient.set_len(len);
             }
         }
         if let Some(place) = arriving.staged.gradient.get_mut(start..end) {
@@ -106,13 +106,13 @@ impl Served<'_> {
     }
 
     /// Asked once: while an update is made its lock would hold up what comes beside it.
-    fn gradient_len(&mut self) -> Result<usize, Error> {
+    pub(super) fn gradient_len(&mut self) -> Result<usize, Error> {
         if let Some(len) = self.len {
             return Ok(len);
         }
         self.len = lock(&self.inner.shard).as_ref().map(|shard| shard.push_len());
         self.len.ok_or_else(|| {
-            let violation = Violation::UnexpectedKind { expected: "Init", found: "Slice".to_owned() };
+            let violation = Violation::UnexpectedKind { expected: "Init", found: "part of a push".to_owned() };
             wire::violated(&*self.connection, violation)
         })
     }
