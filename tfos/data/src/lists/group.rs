@@ -25,11 +25,14 @@ pub(super) struct Rows {
     chunks: Chunks,
     batch_rows: usize,
     given: usize,
-    /// By the column that it reads; empty where arrow's reader reads all.
-    lists: Vec<(usize, Box<dyn ReadLists>)>,
+    /// Empty where arrow's reader reads all.
+    lists: Lists,
     others: Option<Others>,
     given_back: Count,
 }
+
+/// Readers of columns of the projection.
+type Lists = Vec<(usize, Box<dyn ReadLists>)>;
 
 /// Arrow's reader, and which column of the projection each of its columns is.
 struct Others {
@@ -100,7 +103,7 @@ impl Rows {
         Ok(Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.fit.schema), columns, &options)?)))
     }
 
-    fn open(&self) -> Result<Vec<(usize, Box<dyn ReadLists>)>, Undecodable> {
+    fn open(&self) -> Result<Lists, Undecodable> {
         let chunks = self.fit.metadata.metadata().row_group(self.group.index).columns();
         let open = |column: &usize| {
             let of = &self.fit.columns[*column];
