@@ -16,10 +16,22 @@ cargo xtask bench feed-peers [KEY=N...]  the feed beside DataLoader, Ray Data an
 cargo xtask bench checkpoint [OPTION...] checkpoints beside PyTorch's and TensorFlow's; --millions M, --rounds N, --dir D
 cargo xtask bench convergence [OPTION]   accuracy and wall time under each --consistency; --epochs N, --only CASE
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
+cargo xtask bench scaling [OPTION...]    cost of a step against numbers of ps and workers; --seconds S for each
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 10] =
-    ["submit", "feed", "feed-peers", "memory", "tfrecord", "overhead", "ledger", "checkpoint", "convergence", "ps"];
+const BENCHES: [&str; 11] = [
+    "submit",
+    "feed",
+    "feed-peers",
+    "memory",
+    "tfrecord",
+    "overhead",
+    "ledger",
+    "checkpoint",
+    "convergence",
+    "ps",
+    "scaling",
+];
 
 /// What the checks of `.ci/run` are called there; it holds the commands, so that there is one list.
 const CHECKS: [&str; 5] = ["fmt", "tidy", "control-plane", "clippy", "doc"];
@@ -115,6 +127,7 @@ fn bench(name: &str, rest: &[&str]) -> Done {
     match name {
         "tfrecord" => return bench_tfrecord(rest),
         "ps" => return bench_ps(rest),
+        "scaling" => return bench_scaling(rest),
         "checkpoint" => return bench_checkpoint(rest),
         "feed-peers" => return bench_feed_peers(rest),
         // Without libtorch.
@@ -180,6 +193,13 @@ fn bench_ps(rest: &[&str]) -> Done {
     let own = ["--scripts".as_ref(), scripts.as_os_str(), "--tensorflow".as_ref(), tensorflow.as_os_str()];
     let torch = ["--torch".as_ref(), torch.as_os_str(), "--torch-packages".as_ref(), packages.as_os_str()];
     run(program, own.into_iter().chain(torch).chain(rest.iter().map(|argument| OsStr::new(*argument))))
+}
+
+/// No peer has part in it.
+fn bench_scaling(rest: &[&str]) -> Done {
+    let own =
+        ["run", "--quiet", "--package", "tfos-ps", "--features", "grpc", "--example", "ps_bench", "--", "scaling"];
+    run("cargo", own.iter().chain(rest))
 }
 
 /// Checkpoints on the disk and on an S3 server, PyTorch's and TensorFlow's, in turn.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
-use crate::memory::{Arena, CHUNK, Copying, Cut, Pool, Slots, Source};
-use crate::optimizer::{Round, Scheduled, square_sum};
+use crate::memory::{Arena, CHUNK, Copying, Cut, Pool, Slots, SlotsMut, Source};
+use crate::optimizer::{Plan, Round, Scheduled, square_sum};
+use crate::shard::grain;
 use crate::snapshot::{FullState, Snapshot};
 
 /// The optimizer of a worker without parameter servers.
@@ -26,6 +27,52 @@ pub struct LocalTrainer {
 
 /// Elements that are updated while they are in the core's own cache.
 const BLOCK: usize = 4096;
+
+/// Part of a variable, from element `start` of the flat vector on.
+struct Tensor<'a> {
+    variable: usize,
+    start: usize,
+    param: &'a mut [f32],
+    grad: &'a [f32],
+}
+
+/// An update in place, by as many threads as are worth it: see [`crate::shard`].
+struct Pass<'a> {
+    plan: Plan<'a>,
+    copying: Option<&'a Copying>,
+}
+
+impl Pass<'_> {
+    /// `tensors` are all of `range`, in order, and none goes over an end of it.
+    fn run(
+        &self,
+        range: Range<usize>,
+        grain: usize,
+        tensors: &mut [Tensor<'_>],
+        mut slots: SlotsMut<'_>,
+    ) -> Result<(), Error> {
+        if let Some(at) = slots.middle(&range, grain) {
+            let (left, right) = tensors.split_at_mut(tensors.partition_point(|tensor| tensor.start < at));
+            let (first, second) = slots.split(at);
+            let begin = || self.run(range.start..at, grain, left, first);
+            let (begin, end) = rayon::join(begin, || self.run(at..range.end, grain, right, second));
+            return begin.and(end);
+        }
+        for Tensor { variable, start, param, grad } in tensors {
+            let update = self.plan.of(*variable);
+            for block in slots.blocks(*start..*start + param.len(), BLOCK) {
+                let inside = block.start - *start..block.end - *start;
+                // What a snapshot still has to copy is copied before it changes, and is then in the cache.
+                if let Some(copying) = self.copying {
+                    copying.before_change(block.start)?;
+                }
+                let (param, grad) = (&mut param[inside.clone()], &grad[inside]);
+                slots.update(block, |slots| update.apply(1.0, param, grad, slots))?;
+            }
+        }
+        Ok(())
+    }
+}
 
 impl LocalTrainer {
     /// With fresh slots, at global step `step`.
@@ -107,20 +154,23 @@ impl LocalTrainer {
         let totals = self.measure(params, grads)?;
         let plan = self.optimizer.plan(self.step, self.optimizer_step + 1, &totals, count)?;
         let copying = self.copying.take();
-        self.slots.begin();
+        let grain = grain(self.layout.total);
+        let slots = self.slots.update();
+        // Cut where threads may be.
+        let mut pieces = Vec::with_capacity(count + self.layout.total / grain);
         for (index, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
-            let (update, range) = (plan.of(index), self.range(index));
-            for block in self.slots.blocks(range.clone(), BLOCK) {
-                let inside = block.start - range.start..block.end - range.start;
-                // What a snapshot still has to copy is copied before it changes, and is then in the cache.
-                if let Some(copying) = &copying {
-                    copying.before_change(block.start)?;
-                }
-                let (param, grad) = (&mut param[inside.clone()], &grad[inside]);
-                self.slots.update(block, |slots| update.apply(1.0, param, grad, slots))?;
+            let (mut start, mut param, mut grad) = (self.layout.variables[index].offset, &mut **param, *grad);
+            while !param.is_empty() {
+                let end = slots.cut(start, grain);
+                let len = (end - start).min(param.len());
+                let (now, later) = param.split_at_mut(len);
+                let (grad_now, grad_later) = grad.split_at(len);
+                pieces.push(Tensor { variable: index, start, param: now, grad: grad_now });
+                (start, param, grad) = (start + len, later, grad_later);
             }
         }
-        self.slots.end();
+        let pass = Pass { plan, copying: copying.as_deref() };
+        pass.run(0..self.layout.total, grain, &mut pieces, slots)?;
         self.optimizer_step += 1;
         self.step += 1;
         Ok(self.step)

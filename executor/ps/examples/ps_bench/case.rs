@@ -96,22 +96,75 @@ impl Drop for Role {
 
 /// Steps per second of each worker.
 fn ours(elements: usize, transport: &str, mode: &str, computes: bool, options: &Options) -> Result<Vec<f64>, Failure> {
-    let mut ps = Role::start(&["ps", &WORKERS.to_string(), transport])?;
-    let address = ps.line()?;
-    let (elements, seconds, computes) = (elements.to_string(), options.seconds.to_string(), computes.to_string());
-    let compress = options.compress.to_string();
-    let workers: Result<Vec<Role>, Failure> = (0..WORKERS)
-        .map(|worker| {
-            let worker = worker.to_string();
-            Role::start(&["worker", &worker, &address, transport, mode, &elements, &computes, &seconds, &compress])
-        })
-        .collect();
-    let mut workers = workers?;
-    for worker in &mut workers {
-        worker.line()?;
+    let work = if computes { "model" } else { "nothing" };
+    let cluster = Cluster { shards: 1, workers: WORKERS, transport, mode, elements, work, seconds: options.seconds };
+    Ok(cluster.run(options.compress)?.rates)
+}
+
+/// Processes that exchange gradients and parameters for a while.
+pub(crate) struct Cluster<'a> {
+    pub(crate) shards: usize,
+    pub(crate) workers: u32,
+    pub(crate) transport: &'a str,
+    pub(crate) mode: &'a str,
+    pub(crate) elements: usize,
+    pub(crate) work: &'a str,
+    pub(crate) seconds: f64,
+}
+
+/// What they did meanwhile.
+pub(crate) struct Done {
+    /// Steps per second of each worker.
+    pub(crate) rates: Vec<f64>,
+    /// Seconds of CPU of all ps together.
+    pub(crate) cpu: f64,
+    /// What ps:0 told its host.
+    pub(crate) events: f64,
+    pub(crate) pushes: f64,
+}
+
+impl Cluster<'_> {
+    pub(crate) fn run(&self, compress: Compress) -> Result<Done, Failure> {
+        let Cluster { transport, mode, work, .. } = *self;
+        let (shards, workers) = (self.shards.to_string(), self.workers.to_string());
+        let (mut all, mut addresses): (Vec<Role>, Vec<String>) = (Vec::new(), Vec::new());
+        for shard in 0..self.shards {
+            let first = addresses.first().cloned().unwrap_or_default();
+            let mut ps = Role::start(&["ps", &shard.to_string(), &shards, &workers, transport, &first])?;
+            addresses.push(ps.line()?);
+            all.push(ps);
+        }
+        let (addresses, elements) = (addresses.join(","), self.elements.to_string());
+        let (seconds, compress) = (self.seconds.to_string(), compress.to_string());
+        let mut trainers = Vec::new();
+        for worker in 0..self.workers {
+            let (worker, settings) = (worker.to_string(), [mode, &elements, work, &seconds, &compress]);
+            let who = ["worker", &worker, &workers, &addresses, transport];
+            trainers.push(Role::start(&[&who[..], &settings].concat())?);
+        }
+        for worker in &mut trainers {
+            worker.line()?;
+        }
+        let before = used(&mut all)?;
+        for worker in &mut trainers {
+            worker.go()?;
+        }
+        let rates: Result<Vec<f64>, Failure> = trainers.iter_mut().map(|worker| Ok(worker.line()?.parse()?)).collect();
+        let after = used(&mut all)?;
+        let [cpu, events, pushes] = std::array::from_fn(|i| after[i] - before[i]);
+        Ok(Done { rates: rates?, cpu, events, pushes })
     }
-    for worker in &mut workers {
-        worker.go()?;
+}
+
+/// Of all ps: seconds of CPU, events, pushes.
+fn used(servers: &mut [Role]) -> Result<[f64; 3], Failure> {
+    let mut sums = [0.0; 3];
+    for server in servers {
+        server.go()?;
+        let line = server.line()?;
+        for (sum, word) in sums.iter_mut().zip(line.split(' ')) {
+            *sum += word.parse::<f64>()?;
+        }
     }
-    workers.iter_mut().map(|worker| Ok(worker.line()?.parse()?)).collect()
+    Ok(sums)
 }

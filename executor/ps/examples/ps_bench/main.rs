@@ -3,6 +3,7 @@
 //! `cargo xtask bench ps` runs it with both peers. By hand, without them:
 //! `cargo run -p tfos-ps --features grpc --example ps_bench -- [--elements N,…] [--seconds S] [--rounds N] [--compress HOW]
 //! [--output json]`; without the feature there are no rows of gRPC.
+//! `ps_bench scaling` instead tells what a step costs against the numbers of ps and workers.
 //! The model is linear with one row and squared loss, so its gradient is as long as its parameters and costs two
 //! passes; `exchange` pushes a constant gradient instead. Rates are means of the workers, of their own steps in
 //! async mode and of global steps in sync mode. GB/s is 8 bytes x parameters x steps/s: one gradient out, one model in.
@@ -12,6 +13,7 @@ mod limit;
 mod peers;
 mod report;
 mod role;
+mod scaling;
 
 use std::process::ExitCode;
 
@@ -20,7 +22,7 @@ use tfos_ps::Compress;
 type Failure = Box<dyn std::error::Error>;
 
 const USAGE: &str =
-    "usage: ps_bench [--elements N,...] [--seconds S] [--rounds N] [--only WORD] [--compress none|bf16|topk:F]
+    "usage: ps_bench [scaling] [--elements N,...] [--seconds S] [--rounds N] [--only WORD] [--compress none|bf16|topk:F]
                 [--output text|json]
                 [--scripts DIR [--tensorflow PYTHON] [--torch PYTHON --torch-packages DIR]]";
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.split_first() {
         Some((role, rest)) if role == "role" => role::run(rest),
+        Some((task, rest)) if task == "scaling" => options(rest).and_then(|options| scaling::run(&options)),
         _ => options(&arguments).and_then(|options| case::run_all(&options)),
     };
     match done {

@@ -2,8 +2,9 @@
 //!
 //! - `COW-1` what a snapshot holds never changes: an update of a frozen chunk is written into another one.
 //!
-//! An update goes over all elements in order. It reads a frozen chunk and writes its successor block by block, past the
-//! caches, which costs the memory traffic of an update in place; the old one is the snapshot's from then on. So no step waits for a copy.
+//! An update goes over all elements in order, or, cut where chunks are, over several parts at once. It reads a frozen chunk
+//! and writes its successor block by block, past the caches, which costs the memory traffic of an update in place; the old
+//! one is the snapshot's from then on. So no step waits for a copy.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,8 +13,12 @@ use super::{Arena, CHUNK, Cut, Floats, Pool, fence, stream};
 use crate::error::Error;
 use crate::optimizer::MAX_SLOTS;
 
-/// Elements that are copied at a time where nothing is computed.
+/// Elements that are copied at a time where nothing is computed. A chunk has a multiple of it.
 const COPIED: usize = 4096;
+/// Elements of a chunk, at least: one is not worth another thread.
+const LEAST: usize = 1 << 16;
+/// Chunks of a slot that is not large.
+const CHUNKS: usize = 16;
 
 /// All slots of a range of the flat vector.
 #[derive(Debug)]
@@ -24,17 +29,44 @@ pub(crate) struct Slots {
     /// By slot, then in order.
     chunks: Vec<Vec<Arc<Floats>>>,
     pool: Arc<Pool>,
-    /// Of the chunk under way: what its frozen predecessors hold, by slot.
+}
+
+/// Part of the slots, whole chunks of them, for an update by one thread. It asks for every block once, in order.
+#[derive(Debug)]
+pub(crate) struct SlotsMut<'a> {
+    chunk: usize,
+    /// Number of the first chunk.
+    first: usize,
+    count: usize,
+    chunks: [&'a mut [Arc<Floats>]; MAX_SLOTS],
+    pool: &'a Pool,
+    /// Number of the chunk under way, and what its frozen predecessors hold, by slot.
     under_way: usize,
     old: [Option<Arc<Floats>>; MAX_SLOTS],
     /// A block of each slot while it is updated, where it is frozen.
     scratch: Vec<f32>,
 }
 
+/// `range` in blocks of up to `block` elements, each within one chunk.
+fn blocks(chunk: usize, range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (mut at, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let start = at;
+        at = (start + block).min(end).min((start / chunk + 1) * chunk);
+        (start < end).then_some(start..at)
+    })
+}
+
+/// The number of its chunk, and where in that a block lies.
+fn inside(chunk: usize, block: &Range<usize>) -> (usize, Range<usize>) {
+    let number = block.start / chunk;
+    (number, block.start - number * chunk..block.end - number * chunk)
+}
+
 impl Slots {
     /// Takes the values over. Each slot has `len` elements; the caller has checked that.
     pub(crate) fn new(arena: &Arc<Arena>, len: usize, slots: Vec<Vec<f32>>) -> Result<Slots, Error> {
-        let chunk = len.clamp(1, CHUNK);
+        let chunk = len.div_ceil(CHUNKS).next_multiple_of(COPIED).clamp(LEAST, CHUNK).min(len.max(1));
         let pool = Pool::new(arena, chunk);
         let mut chunks = Vec::with_capacity(slots.len());
         for slot in slots {
@@ -46,26 +78,21 @@ impl Slots {
             }
             chunks.push(row);
         }
-        Ok(Slots { len, chunk, chunks, pool, under_way: usize::MAX, old: Default::default(), scratch: vec![] })
+        Ok(Slots { len, chunk, chunks, pool })
     }
 
     pub(crate) fn count(&self) -> usize {
         self.chunks.len()
     }
 
-    /// `range` in blocks of up to `block` elements, each within one chunk.
+    /// `range` in blocks of up to `block` elements, to view them.
     pub(crate) fn blocks(&self, range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (mut at, end, chunk) = (range.start, range.end, self.chunk);
-        std::iter::from_fn(move || {
-            let start = at;
-            at = (start + block).min(end).min((start / chunk + 1) * chunk);
-            (start < end).then_some(start..at)
-        })
+        blocks(self.chunk, range, block)
     }
 
     /// A block of each slot, to read.
     pub(crate) fn views(&self, block: Range<usize>) -> [&[f32]; MAX_SLOTS] {
-        let (chunk, inside) = self.inside(&block);
+        let (chunk, inside) = inside(self.chunk, &block);
         let mut views: [&[f32]; MAX_SLOTS] = Default::default();
         for (view, slot) in views.iter_mut().zip(&self.chunks) {
             *view = slot.get(chunk).map_or(&[], |floats| &floats[inside.clone()]);
@@ -73,27 +100,85 @@ impl Slots {
         views
     }
 
-    /// Where in its chunk a block lies.
-    fn inside(&self, block: &Range<usize>) -> (usize, Range<usize>) {
-        let chunk = block.start / self.chunk;
-        (chunk, block.start - chunk * self.chunk..block.end - chunk * self.chunk)
+    /// All of them, for one update.
+    pub(crate) fn update(&mut self) -> SlotsMut<'_> {
+        let mut chunks: [&mut [Arc<Floats>]; MAX_SLOTS] = Default::default();
+        let count = self.chunks.len();
+        chunks.iter_mut().zip(&mut self.chunks).for_each(|(place, slot)| *place = slot);
+        SlotsMut::new(self.chunk, 0, count, chunks, &self.pool)
     }
 
-    /// Before an update, which then asks for every block once, in order.
-    pub(crate) fn begin(&mut self) {
-        self.under_way = usize::MAX;
+    /// Seeks what the first update after a snapshot writes into, before there is one.
+    pub(crate) fn prepare(&self) {
+        self.pool.prepare(self.chunks.iter().map(Vec::len).sum());
     }
 
-    /// After an update: what was replaced is the snapshot's alone.
-    pub(crate) fn end(&mut self) {
-        if self.old.iter().any(Option::is_some) {
-            fence();
+    /// All values, by slot; what a snapshot holds is copied before.
+    pub(crate) fn all_mut(&mut self) -> Result<Vec<Vec<&mut [f32]>>, Error> {
+        let len = self.len;
+        let mut slots = self.update();
+        for block in slots.blocks(0..len, COPIED) {
+            slots.update(block, |_| Ok(()))?;
         }
-        for old in &mut self.old {
-            if let Some(old) = old.take() {
-                self.pool.put(old);
-            }
+        drop(slots);
+        let (len, chunk) = (self.len, self.chunk);
+        let used = |index: usize| (len - index * chunk).min(chunk);
+        let all = self.chunks.iter_mut().map(|slot| {
+            let chunks = slot.iter_mut().enumerate();
+            chunks.filter_map(|(i, floats)| Arc::get_mut(floats).map(|floats| &mut floats[..used(i)])).collect()
+        });
+        Ok(all.collect())
+    }
+
+    /// The slots as they are now, without a copy. What the next update writes into is sought meanwhile.
+    pub(crate) fn freeze(&self) -> impl Iterator<Item = Cut> {
+        self.prepare();
+        self.chunks.iter().map(|slot| Cut::chunks(self.len, self.chunk, slot.clone()))
+    }
+}
+
+impl<'a> SlotsMut<'a> {
+    fn new(
+        chunk: usize,
+        first: usize,
+        count: usize,
+        chunks: [&'a mut [Arc<Floats>]; MAX_SLOTS],
+        pool: &'a Pool,
+    ) -> SlotsMut<'a> {
+        let (old, scratch) = (Default::default(), Vec::new());
+        SlotsMut { chunk, first, count, chunks, pool, under_way: usize::MAX, old, scratch }
+    }
+
+    /// The first place after `start` where there may be a cut between two threads, each of which is to have `grain` elements.
+    pub(crate) fn cut(&self, start: usize, grain: usize) -> usize {
+        let stride = grain.next_multiple_of(self.chunk);
+        (start / stride + 1) * stride
+    }
+
+    /// Where a range can be cut for two threads, near its middle; `None` if it is not worth it.
+    pub(crate) fn middle(&self, range: &Range<usize>, grain: usize) -> Option<usize> {
+        let stride = grain.next_multiple_of(self.chunk);
+        let at = (range.start + range.len() / 2 + stride / 2) / stride * stride;
+        (range.len() > grain && range.start < at && at < range.end).then_some(at)
+    }
+
+    /// Those before and from element `at` on, which a chunk begins with ([`SlotsMut::middle`]). To be called before any update.
+    pub(crate) fn split(mut self, at: usize) -> (SlotsMut<'a>, SlotsMut<'a>) {
+        let number = at / self.chunk;
+        let mut left: [&'a mut [Arc<Floats>]; MAX_SLOTS] = Default::default();
+        let mut right: [&'a mut [Arc<Floats>]; MAX_SLOTS] = Default::default();
+        for ((left, right), chunks) in left.iter_mut().zip(&mut right).zip(&mut self.chunks) {
+            let chunks = std::mem::take(chunks);
+            let middle = number.saturating_sub(self.first).min(chunks.len());
+            (*left, *right) = chunks.split_at_mut(middle);
         }
+        let part = |first, chunks| SlotsMut::new(self.chunk, first, self.count, chunks, self.pool);
+        (part(self.first, left), part(number, right))
+    }
+
+    /// `range` in blocks of up to `block` elements.
+    pub(crate) fn blocks(&self, range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        blocks(self.chunk, range, block)
     }
 
     /// Has a block of each slot updated; `COW-1`. What is frozen is updated in a copy that stays in the cache, and then
@@ -103,10 +188,11 @@ impl Slots {
         block: Range<usize>,
         update: impl FnOnce(&mut [&mut [f32]]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (chunk, inside) = self.inside(&block);
-        if self.under_way != chunk {
-            self.end();
-            self.under_way = chunk;
+        let (number, inside) = inside(self.chunk, &block);
+        let chunk = number.wrapping_sub(self.first);
+        if self.under_way != number {
+            self.release();
+            self.under_way = number;
             for (slot, old) in self.chunks.iter_mut().zip(&mut self.old) {
                 if let Some(floats) = slot.get_mut(chunk)
                     && Arc::get_mut(floats).is_none()
@@ -115,7 +201,7 @@ impl Slots {
                 }
             }
         }
-        let (count, len) = (self.chunks.len(), block.len());
+        let (count, len) = (self.count, block.len());
         let frozen = self.old.iter().any(Option::is_some);
         if frozen && self.scratch.len() < count * len {
             self.scratch.resize(count * len, 0.0);
@@ -143,31 +229,22 @@ impl Slots {
         Ok(())
     }
 
-    /// Seeks what the first update after a snapshot writes into, before there is one.
-    pub(crate) fn prepare(&self) {
-        self.pool.prepare(self.chunks.iter().map(Vec::len).sum());
-    }
-
-    /// All values, by slot; what a snapshot holds is copied before.
-    pub(crate) fn all_mut(&mut self) -> Result<Vec<Vec<&mut [f32]>>, Error> {
-        self.begin();
-        for block in self.blocks(0..self.len, COPIED) {
-            self.update(block, |_| Ok(()))?;
+    /// What was replaced is the snapshot's alone.
+    fn release(&mut self) {
+        if self.old.iter().any(Option::is_some) {
+            fence();
         }
-        self.end();
-        let (len, chunk) = (self.len, self.chunk);
-        let used = |index: usize| (len - index * chunk).min(chunk);
-        let all = self.chunks.iter_mut().map(|slot| {
-            let chunks = slot.iter_mut().enumerate();
-            chunks.filter_map(|(i, floats)| Arc::get_mut(floats).map(|floats| &mut floats[..used(i)])).collect()
-        });
-        Ok(all.collect())
+        for old in &mut self.old {
+            if let Some(old) = old.take() {
+                self.pool.put(old);
+            }
+        }
     }
+}
 
-    /// The slots as they are now, without a copy. What the next update writes into is sought meanwhile.
-    pub(crate) fn freeze(&self) -> impl Iterator<Item = Cut> {
-        self.prepare();
-        self.chunks.iter().map(|slot| Cut::chunks(self.len, self.chunk, slot.clone()))
+impl Drop for SlotsMut<'_> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -177,10 +254,12 @@ mod tests {
 
     /// Adds `by` to every element, as an update would.
     fn add(slots: &mut Slots, by: f32) {
-        slots.begin();
-        // Cut where chunks are not, as by variables.
-        for part in [0..5, 5..5, 5..2 * CHUNK + 4, 2 * CHUNK + 4..2 * CHUNK + 9] {
-            for block in slots.blocks(part, 4096) {
+        let len = slots.len;
+        let at = slots.update().middle(&(0..len), 4096).unwrap();
+        let (left, right) = slots.update().split(at);
+        // Cut where chunks are not, as by variables; both halves at the same time.
+        let update = |mut slots: SlotsMut<'_>, parts: &[Range<usize>]| {
+            for block in parts.iter().flat_map(|part| slots.blocks(part.clone(), 4096)).collect::<Vec<_>>() {
                 let add = |views: &mut [&mut [f32]]| {
                     assert_eq!(views.len(), 2);
                     views.iter_mut().flat_map(|view| view.iter_mut()).for_each(|x| *x += by);
@@ -188,8 +267,11 @@ mod tests {
                 };
                 slots.update(block, add).unwrap();
             }
-        }
-        slots.end();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| update(left, &[0..5, 5..5, 5..at]));
+            update(right, &[at..2 * CHUNK + 4, 2 * CHUNK + 4..2 * CHUNK + 9]);
+        });
     }
 
     #[test] // COW-1

@@ -22,7 +22,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::Error;
 
-pub(crate) use chunks::Slots;
+pub(crate) use chunks::{Slots, SlotsMut};
 pub(crate) use cut::Copying;
 pub use cut::{Cut, Piece, Source};
 pub(crate) use pool::Pool;
@@ -90,7 +90,8 @@ impl Arena {
 
     /// For another process that reads it.
     pub(crate) fn reader(&self) -> io::Result<File> {
-        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+        // Without /proc its own descriptor has to do.
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).or_else(|_| self.file.try_clone())
     }
 
     /// Whether memory was ever asked of it: the first of it lies at its beginning.

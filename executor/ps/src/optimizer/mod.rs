@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 pub(crate) use exact::{ExactSum, PARTS};
 pub(crate) use kernels::accumulate;
-pub(crate) use measure::{Round, square_sum};
+pub(crate) use measure::{Plan, Round, square_sum};
 pub use schedule::{Decay, Schedule, Scheduled, Warmup};
 pub use update::Update;
 

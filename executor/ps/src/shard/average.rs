@@ -25,10 +25,10 @@ impl Shard {
         let len = self.len();
         let mut next = self.pool.take()?;
         let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
-        self.slots.begin();
-        for block in self.slots.blocks(0..len, BLOCK) {
+        let mut slots = self.slots.update();
+        for block in slots.blocks(0..len, BLOCK) {
             let (params, staged, scratch) = (&mut out[block.clone()], &self.staged, &mut self.scratch);
-            self.slots.update(block.clone(), |views| {
+            slots.update(block.clone(), |views| {
                 let vectors = std::iter::once(params).chain(views.iter_mut().map(|view| &mut **view));
                 for (vector, into) in vectors.enumerate() {
                     let place = vector * len + block.start..vector * len + block.end;
@@ -38,7 +38,7 @@ impl Shard {
                 Ok(())
             })?;
         }
-        self.slots.end();
+        drop(slots);
         self.optimizer_step += u64::from(steps);
         self.conclude(step, parts, next);
         Ok(())

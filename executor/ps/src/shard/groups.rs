@@ -63,14 +63,14 @@ impl Shard {
         let plan = self.optimizer.plan(self.current.step, count, &[], 1)?;
         let mut next = self.pool.take()?;
         let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
-        self.slots.begin();
+        let mut slots = self.slots.update();
         for (piece, is_eager) in &self.groups.pieces {
-            for block in self.slots.blocks(piece.clone(), BLOCK) {
+            for block in slots.blocks(piece.clone(), BLOCK) {
                 let params = &mut out[block.clone()];
                 params.copy_from_slice(&self.current.params[block.clone()]);
                 let (staged, scratch) = (&self.staged, &mut self.scratch);
                 // Asked for in any case: a frozen chunk is replaced whole.
-                self.slots.update(block.clone(), |slots| {
+                slots.update(block.clone(), |slots| {
                     if *is_eager != eager {
                         return Ok(());
                     }
@@ -79,7 +79,7 @@ impl Shard {
                 })?;
             }
         }
-        self.slots.end();
+        drop(slots);
         Ok(next)
     }
 }

@@ -15,6 +15,7 @@ mod average;
 mod gradient;
 mod groups;
 mod measure;
+mod pass;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +26,12 @@ use std::sync::Arc;
 pub(crate) use self::average::SlotState;
 pub(crate) use self::gradient::Gradient;
 use self::groups::Groups;
-use self::measure::aggregated;
+use self::pass::Pass;
+pub(crate) use self::pass::grain;
 use crate::decision::{Decision, DecisionKind, Part};
 use crate::dial::Dial;
 use crate::error::{Error, Violation};
-use crate::memory::{Arena, Cut, Floats, Pool, Slots, fence, stream};
+use crate::memory::{Arena, Cut, Floats, Pool, Slots};
 use crate::optimizer::Scheduled;
 use crate::snapshot::Snapshot;
 
@@ -145,8 +147,6 @@ pub(crate) struct Shard {
     free: Vec<Staged>,
     workers: BTreeMap<u32, WorkerState>,
     scratch: Vec<f32>,
-    /// A block of the next version, where that is written past the caches.
-    next: Vec<f32>,
     next_index: u64,
 }
 
@@ -194,7 +194,6 @@ impl Shard {
             free: Vec::new(),
             workers: BTreeMap::new(),
             scratch: vec![0.0; BLOCK.min(expected)],
-            next: vec![0.0; BLOCK.min(expected)],
             next_index: 0,
         })
     }
@@ -359,23 +358,15 @@ impl Shard {
         let mut next = self.pool.take()?;
         // Nobody else has it; if somebody had, nothing would be written.
         let Some(out) = Arc::get_mut(&mut next) else { return Err(Error::Stopped) };
-        let past_caches = out.len() >= PAST_CACHES;
-        self.slots.begin();
-        for (variable, part) in self.variables.iter().enumerate() {
-            let update = plan.of(variable);
-            for block in self.slots.blocks(part.clone(), BLOCK) {
-                let place = &mut out[block.clone()];
-                let params = if past_caches { &mut self.next[..block.len()] } else { &mut *place };
-                params.copy_from_slice(&self.current.params[block.clone()]);
-                let (scale, grad) = aggregated(&self.staged, parts, block.clone(), &mut self.scratch);
-                self.slots.update(block, |slots| update.apply(scale, params, grad, slots))?;
-                if past_caches {
-                    stream(&self.next[..place.len()], place);
-                }
-            }
-        }
-        fence();
-        self.slots.end();
+        let pass = Pass {
+            plan,
+            variables: &self.variables,
+            current: &self.current.params,
+            staged: &self.staged,
+            parts,
+            past_caches: out.len() >= PAST_CACHES,
+        };
+        pass.run(0..out.len(), out, self.slots.update())?;
         self.conclude(step, parts, next);
         Ok(())
     }
