@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::time::ClockId;
 use tfos_ps::reference::Random;
 use tfos_ps::transport::Tcp;
 use tfos_ps::{
@@ -82,12 +83,10 @@ fn ps(shard: usize, num_shards: usize, num_workers: u32, transport: &str, first:
     Ok(())
 }
 
-/// Seconds that all threads of this process have run: fields 14 and 15 of proc(5)'s stat, in hundredths.
+/// Seconds that all threads of this process have run, those that have ended too.
 fn cpu() -> Result<f64, Failure> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).ok_or("no times in stat");
-    Ok((ticks(11)? + ticks(12)?) / 100.0)
+    let time = ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?;
+    Ok(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
 }
 
 /// Returns also at the end of the input.

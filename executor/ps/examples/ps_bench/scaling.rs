@@ -40,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         }
     }
     for mode in ["async", "sync"] {
-        // Where there are enough pushes for the clock's resolution, and a core is left.
+        // Many workers, and a core is left.
         let of = |elements| measured.iter().find(|m| (m.0, m.1, m.2, m.3) == (mode, elements, 1, 16)).map(|m| m.4);
         let (Some(small), Some(large)) = (of(SIZES[0]), of(SIZES[1])) else { continue };
         let bytes = 4.0 * (SIZES[1] - SIZES[0]) as f64;

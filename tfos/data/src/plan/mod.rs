@@ -39,8 +39,8 @@ use url::Url;
 pub use self::order::{in_one_order, merges_partitions, whole_files};
 use crate::error::{Error, Result};
 use crate::session::BATCH_ROWS;
-use crate::store;
 use crate::tfrecord::TfRecordSource;
+use crate::{lists, store};
 
 /// Operators that work on each partition for itself.
 const STREAMING: [&str; 9] = [
@@ -233,7 +233,8 @@ pub fn execute_within(
     config.options_mut().execution.enable_file_stream_work_stealing = false;
     let task = TaskContext::from(ctx).with_session_config(config);
     let task = Arc::new(task);
-    Ok(blame::named(plan.execute(partition, Arc::clone(&task))?, plan, partition, task))
+    let rows = lists::faster(plan)?.execute(partition, Arc::clone(&task))?;
+    Ok(blame::named(rows, plan, partition, task))
 }
 
 /// Values of a list column that a decoder should have in hand at once: it makes several passes over about ten bytes for

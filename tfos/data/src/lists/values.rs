@@ -1,0 +1,199 @@
+//! Numbers of a page in the type that the column has in memory: PLAIN, and indices into a dictionary whose entries were
+//! converted once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::arrow::array::types::{
+    ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use datafusion::parquet::basic::Type;
+
+use super::Undecodable;
+use super::hybrid::{Hybrid, Run, word};
+
+/// A number that lists are of.
+pub(super) trait Number: ArrowPrimitiveType {
+    /// How it is stored.
+    const STORED: Type;
+    /// Bytes of one as stored.
+    const BYTES: usize;
+    /// Appends what is stored in `bytes`; narrower types take the lower bits, as arrow's own reader does.
+    fn append(bytes: &[u8], out: &mut Vec<Self::Native>);
+}
+
+macro_rules! number {
+    ($($arrow:ty, $stored:ident, $raw:ty;)*) => {$(
+        impl Number for $arrow {
+            const STORED: Type = Type::$stored;
+            const BYTES: usize = size_of::<$raw>();
+            fn append(bytes: &[u8], out: &mut Vec<Self::Native>) {
+                let (numbers, _) = bytes.as_chunks::<{ size_of::<$raw>() }>();
+                out.extend(numbers.iter().map(|n| <$raw>::from_le_bytes(*n) as Self::Native));
+            }
+        }
+    )*};
+}
+
+number! {
+    UInt8Type, INT32, i32;
+    Int8Type, INT32, i32;
+    UInt16Type, INT32, i32;
+    Int16Type, INT32, i32;
+    UInt32Type, INT32, i32;
+    Int32Type, INT32, i32;
+    UInt64Type, INT64, i64;
+    Int64Type, INT64, i64;
+    Float32Type, FLOAT, f32;
+    Float64Type, DOUBLE, f64;
+}
+
+/// The entries of a dictionary page.
+#[derive(Debug)]
+pub(super) struct Dictionary<N: Number> {
+    /// Filled up to what an index of a byte can say, so that such an index needs no check of its own.
+    entries: Vec<N::Native>,
+    len: usize,
+}
+
+impl<N: Number> Dictionary<N> {
+    pub(super) fn new(bytes: &[u8], len: usize) -> Result<Self, Undecodable> {
+        let bytes = len.checked_mul(N::BYTES).and_then(|n| bytes.get(..n)).ok_or(Undecodable("a cut dictionary"))?;
+        let mut entries = Vec::with_capacity(len.max(256));
+        N::append(bytes, &mut entries);
+        entries.resize(len.max(256), N::Native::default());
+        Ok(Self { entries, len })
+    }
+}
+
+/// The values of a page.
+#[derive(Debug)]
+pub(super) enum Values<N: Number> {
+    Plain(Bytes),
+    Indices(Hybrid, Arc<Dictionary<N>>),
+}
+
+impl<N: Number> Values<N> {
+    /// Indices behind the byte that says how wide they are.
+    pub(super) fn indices(bytes: Bytes, dictionary: &Arc<Dictionary<N>>) -> Result<Self, Undecodable> {
+        // Where nothing but nulls is, some writers leave out even that.
+        let Some(width) = bytes.first().copied() else { return Ok(Self::Plain(bytes)) };
+        Ok(Self::Indices(Hybrid::new(bytes.slice(1..), width.into())?, Arc::clone(dictionary)))
+    }
+
+    /// Appends the next `n` values.
+    pub(super) fn read(&mut self, n: usize, out: &mut Vec<N::Native>) -> Result<(), Undecodable> {
+        match self {
+            Self::Plain(bytes) => {
+                let size = n.checked_mul(N::BYTES).filter(|size| *size <= bytes.len());
+                let stored = bytes.split_to(size.ok_or(Undecodable("fewer values than the page says"))?);
+                out.reserve(n);
+                N::append(&stored, out);
+                Ok(())
+            }
+            Self::Indices(indices, dictionary) => {
+                let mut left = n;
+                while left > 0 {
+                    let run = indices.run()?;
+                    let n = run.left().min(left);
+                    match run {
+                        Run::Same { value, .. } => {
+                            let value = dictionary.entries[..dictionary.len].get(value as usize);
+                            let value = *value.ok_or(NO_ENTRY)?;
+                            out.resize(out.len() + n, value);
+                        }
+                        Run::Packed { bit, .. } => packed(indices.bytes(), bit, indices.width(), n, dictionary, out)?,
+                    }
+                    indices.advance(n);
+                    left -= n;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+const NO_ENTRY: Undecodable = Undecodable("an index that the dictionary does not have");
+
+/// Appends the entries of `n` packed indices, which are all there.
+fn packed<N: Number>(
+    bytes: &[u8],
+    bit: usize,
+    width: usize,
+    n: usize,
+    dictionary: &Dictionary<N>,
+    out: &mut Vec<N::Native>,
+) -> Result<(), Undecodable> {
+    let Some(table) = dictionary.entries.first_chunk::<256>().filter(|_| width <= 8) else {
+        return wide(bytes, bit, width, n, dictionary, out);
+    };
+    let largest = match width {
+        1 => narrow::<N, 1>(bytes, bit, n, table, out),
+        2 => narrow::<N, 2>(bytes, bit, n, table, out),
+        3 => narrow::<N, 3>(bytes, bit, n, table, out),
+        4 => narrow::<N, 4>(bytes, bit, n, table, out),
+        5 => narrow::<N, 5>(bytes, bit, n, table, out),
+        6 => narrow::<N, 6>(bytes, bit, n, table, out),
+        7 => narrow::<N, 7>(bytes, bit, n, table, out),
+        _ => {
+            let indices = bytes.get(bit / 8..bit / 8 + n).ok_or(NO_ENTRY)?;
+            out.extend(indices.iter().map(|i| table[usize::from(*i)]));
+            // With all 256 entries every index has one.
+            if dictionary.len < 256 { indices.iter().fold(0, |largest, i| largest.max(*i)) } else { 0 }
+        }
+    };
+    if usize::from(largest) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+}
+
+/// Indices of `W` < 8 bits: eight of them are in one word. Gives the largest.
+fn narrow<N: Number, const W: usize>(
+    bytes: &[u8],
+    mut bit: usize,
+    n: usize,
+    table: &[N::Native; 256],
+    out: &mut Vec<N::Native>,
+) -> u8 {
+    let mask = (1u64 << W) - 1;
+    let mut largest = 0;
+    let begin = out.len();
+    out.resize(begin + n, N::Native::default());
+    // The word has 57 bits at least, and eight indices have no more than 56.
+    let (groups, rest) = out[begin..].as_chunks_mut::<8>();
+    for group in groups {
+        let word = word(bytes, bit);
+        for (i, out) in group.iter_mut().enumerate() {
+            let index = (word >> (i * W) & mask) as u8;
+            largest = largest.max(index);
+            *out = table[usize::from(index)];
+        }
+        bit += 8 * W;
+    }
+    for out in rest {
+        let index = (word(bytes, bit) & mask) as u8;
+        largest = largest.max(index);
+        *out = table[usize::from(index)];
+        bit += W;
+    }
+    largest
+}
+
+/// Indices of more than a byte.
+fn wide<N: Number>(
+    bytes: &[u8],
+    bit: usize,
+    width: usize,
+    n: usize,
+    dictionary: &Dictionary<N>,
+    out: &mut Vec<N::Native>,
+) -> Result<(), Undecodable> {
+    let entries = &dictionary.entries[..dictionary.len];
+    let mask = (1u64 << width) - 1;
+    let mut all = true;
+    out.extend((0..n).map(|i| {
+        let entry = entries.get((word(bytes, bit + i * width) & mask) as usize);
+        all &= entry.is_some();
+        entry.copied().unwrap_or_default()
+    }));
+    if all { Ok(()) } else { Err(NO_ENTRY) }
+}
