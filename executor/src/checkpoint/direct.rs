@@ -92,7 +92,7 @@ fn read_round(tasks: &mut [Task<'_>]) -> Result<(), Error> {
         }
     };
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut result = work();
         for other in others {
             let panicked = |_| Err(Error::Other("a thread that reads has panicked".into()));
