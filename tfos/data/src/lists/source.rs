@@ -37,6 +37,8 @@ pub(super) struct ListSource {
     factory: Option<Arc<dyn ParquetFileReaderFactory>>,
     projection: SplitProjection,
     batch_rows: Option<usize>,
+    /// Bytes at the end of a file that are likely to hold its footer.
+    footer: Option<usize>,
 }
 
 impl ListSource {
@@ -57,7 +59,8 @@ impl ListSource {
             return None;
         }
         let factory = inner.parquet_file_reader_factory().cloned();
-        Some(Self { inner: Arc::new(inner.clone()), factory, projection, batch_rows: None })
+        let footer = inner.table_parquet_options().global.metadata_size_hint;
+        Some(Self { inner: Arc::new(inner.clone()), factory, projection, batch_rows: None, footer })
     }
 }
 
@@ -87,6 +90,7 @@ impl FileSource for ListSource {
             file_schema: Arc::clone(table.file_schema()),
             projection: self.projection.clone(),
             batch_rows: self.batch_rows.or(base.batch_size).unwrap_or(crate::session::BATCH_ROWS),
+            footer: self.footer,
             files: count(FILES),
             given_back: count(GIVEN_BACK),
             usual: usual_opener(&*self.inner, store, base, partition)?,
@@ -165,6 +169,7 @@ struct ListOpener {
     file_schema: SchemaRef,
     projection: SplitProjection,
     batch_rows: usize,
+    footer: Option<usize>,
     files: Count,
     given_back: Count,
     usual: Arc<Open>,
@@ -176,7 +181,7 @@ type Reader = Box<dyn AsyncFileReader>;
 
 impl FileOpener for ListOpener {
     fn open(&self, file: PartitionedFile) -> Result<FileOpenFuture> {
-        let hint = file.metadata_size_hint;
+        let hint = file.metadata_size_hint.or(self.footer);
         let mut reader: Reader = self.factory.create_reader(self.partition, file.clone(), hint, &self.metrics)?;
         let mut options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Skip);
         if let Some(schema) = &file.arrow_schema {
