@@ -18,6 +18,7 @@ pub mod settings;
 pub mod state;
 pub mod status;
 mod unlisted;
+mod whole;
 
 pub use error::Error;
 pub use run::{Driver, DriverOptions};

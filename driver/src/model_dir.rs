@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::checkpoints::staged;
 use crate::error::Error;
+use crate::whole;
 
 /// Parts of a checkpoint that are verified at a time.
 const VERIFYING: usize = 8;
@@ -227,16 +228,12 @@ impl ModelDir {
     async fn damage_of(&self, part: &Part) -> Result<Option<String>, Error> {
         let Part { path, bytes: wanted, crc32c, .. } = part;
         let failed = |e| self.error(format!("`{path}` cannot be read"), e);
-        let mut stream = match self.store.get(&self.path(path)).await {
-            Ok(got) => got.into_stream(),
+        let got = match self.store.get(&self.path(path)).await {
+            Ok(got) => got,
             Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("`{path}` is missing"))),
             Err(e) => return Err(failed(e)),
         };
-        let (mut bytes, mut crc) = (0u64, 0u32);
-        while let Some(chunk) = stream.try_next().await.map_err(failed)? {
-            bytes += chunk.len() as u64;
-            crc = crc32c::crc32c_append(crc, &chunk);
-        }
+        let (bytes, crc) = whole::checksum(got).await.map_err(failed)?;
         if bytes != *wanted {
             return Ok(Some(format!("`{path}` has {bytes} bytes instead of {wanted}")));
         }

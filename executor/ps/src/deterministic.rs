@@ -8,7 +8,7 @@ use crate::decision::{Commit, Decision};
 use crate::error::Error;
 use crate::flat;
 use crate::layout::Layout;
-use crate::memory::Arena;
+use crate::memory::{Arena, Slots};
 use crate::optimizer::Scheduled;
 use crate::sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};
 use crate::shard::{Begin, Performed, Shard};
@@ -45,13 +45,24 @@ impl DeterministicTrainer {
             let (expected, found) = (format!("{:?}", optimizer.slots()), format!("{names:?}"));
             return Err(Error::State { what: "slots", expected, found });
         }
+        let arena = Arena::new()?;
         let slots = match saved {
-            Some(state) => state.slots.iter().map(|(_, values)| values.clone()).collect(),
-            None => optimizer.initial_slots(layout.total),
+            Some(state) => {
+                let values: Vec<&[f32]> = state.slots.iter().map(|(_, values)| values.as_slice()).collect();
+                Slots::with_values(&arena, layout.total, &values)?
+            }
+            None => Slots::new(&arena, layout.total, &optimizer.initial_values())?,
         };
+        let mut first = arena.floats(layout.total)?;
+        let mut rest = &mut first[..];
+        for part in params {
+            let (head, tail) = rest.split_at_mut(part.len());
+            head.copy_from_slice(part);
+            rest = tail;
+        }
         let step = state.map_or(0, |state| state.step);
         let range = 0..layout.total;
-        let begin = Begin {
+        let shard = Shard::new(Begin {
             shard: 0,
             alone: true,
             exact: true,
@@ -61,11 +72,11 @@ impl DeterministicTrainer {
             local_steps: None,
             step,
             optimizer_step: saved.map_or(0, |state| state.optimizer_step),
-            params: params.concat(),
+            arena,
+            params: first,
             slots,
             buffers: Some(buffers.concat()),
-        };
-        let shard = Shard::new(begin, &Arena::new()?)?;
+        })?;
         let mut sequencer = Sequencer::new(1, 1);
         sequencer.on_event(Event::Initialised { mode: Mode::Deterministic, step, rounds: 0 });
         sequencer.on_event(Event::WorkerJoined(WORKER));

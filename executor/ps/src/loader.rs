@@ -27,8 +27,8 @@ pub struct Loading<'a> {
     /// Of the flat vector, which `params` and each slot cover.
     pub range: Range<usize>,
     pub params: &'a mut [f32],
-    /// In the order of `Optimizer::slots`.
-    pub slots: &'a mut [Vec<f32>],
+    /// In the order of `Optimizer::slots`, each in adjoining pieces.
+    pub slots: Vec<Vec<&'a mut [f32]>>,
     /// All of them, on shard 0.
     pub buffers: Option<&'a mut [f32]>,
 }

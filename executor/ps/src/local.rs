@@ -21,6 +21,8 @@ pub struct LocalTrainer {
     optimizer_step: u64,
     /// For copies of parameters.
     pool: Arc<Pool>,
+    /// Whether what the first snapshot wants beside the state is being found already.
+    prepared: bool,
     /// A snapshot whose parameters may still have to be copied before they change.
     copying: Option<Arc<Copying>>,
 }
@@ -64,7 +66,7 @@ impl Pass<'_> {
                 let inside = block.start - *start..block.end - *start;
                 // What a snapshot still has to copy is copied before it changes, and is then in the cache.
                 if let Some(copying) = self.copying {
-                    copying.before_change(block.start)?;
+                    copying.before_change(&block)?;
                 }
                 let (param, grad) = (&mut param[inside.clone()], &grad[inside]);
                 slots.update(block, |slots| update.apply(1.0, param, grad, slots))?;
@@ -78,8 +80,10 @@ impl LocalTrainer {
     /// With fresh slots, at global step `step`.
     pub fn new(layout: Layout, optimizer: impl Into<Scheduled>, step: u64) -> Result<LocalTrainer, Error> {
         let optimizer = optimizer.into();
-        let slots = optimizer.initial_slots(layout.total);
-        LocalTrainer::with_slots(layout, optimizer, step, 0, slots)
+        let arena = Arena::new()?;
+        let slots = Slots::new(&arena, layout.total, &optimizer.initial_values())?;
+        let pool = Pool::new(&arena, CHUNK.min(layout.total));
+        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step: 0, pool, prepared: false, copying: None })
     }
 
     /// With slots that the caller has filled, which have seen `optimizer_step` updates.
@@ -95,16 +99,11 @@ impl LocalTrainer {
             let (expected, found) = (optimizer.slots().len().to_string(), slots.len().to_string());
             return Err(Error::State { what: "number of slots", expected, found });
         }
-        for slot in &slots {
-            flat::check("slot", &[slot], layout.total)?;
-        }
         let arena = Arena::new()?;
-        let slots = Slots::new(&arena, layout.total, slots)?;
+        let values: Vec<&[f32]> = slots.iter().map(Vec::as_slice).collect();
+        let slots = Slots::with_values(&arena, layout.total, &values)?;
         let pool = Pool::new(&arena, CHUNK.min(layout.total));
-        // What the first snapshot wants beside the state, so that no step waits for it.
-        slots.prepare();
-        pool.prepare(layout.total.div_ceil(CHUNK));
-        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step, pool, copying: None })
+        Ok(LocalTrainer { layout, optimizer, slots, step, optimizer_step, pool, prepared: false, copying: None })
     }
 
     /// Continues from a checkpoint. The parameters themselves are the caller's; `state.slots` may be empty, then they
@@ -171,6 +170,11 @@ impl LocalTrainer {
         }
         let pass = Pass { plan, copying: copying.as_deref() };
         pass.run(0..self.layout.total, grain, &mut pieces, slots)?;
+        // So that no step waits for it; and not while slots are still being loaded.
+        if !std::mem::replace(&mut self.prepared, true) {
+            self.slots.prepare();
+            self.pool.prepare(self.layout.total.div_ceil(CHUNK));
+        }
         self.optimizer_step += 1;
         self.step += 1;
         Ok(self.step)

@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tfos_core::checkpoint::Blocks;
 
 use super::cannot;
+use super::direct::{self, Request};
 use super::values::{Destination, Target};
 use crate::Error;
 
@@ -63,6 +64,8 @@ pub(super) enum FileError {
 pub(super) struct File {
     store: Arc<dyn ObjectStore>,
     location: Path,
+    /// Itself, where it is on this host.
+    pub(super) host: Option<std::fs::File>,
     /// As the user knows it.
     pub(super) name: String,
     size: u64,
@@ -112,7 +115,7 @@ impl File {
             None => store.head(&location).await.map_err(|e| cannot(&name, "read", e))?.size,
         };
         let (head, header) = (Bytes::new(), Metadata::new(None, vec![]).map_err(|e| cannot(&name, "read", e))?);
-        let mut file = Self { store, location, name, size, check, head, data: 0, header };
+        let mut file = Self { store, location, host: None, name, size, check, head, data: 0, header };
         // One block, where there are any: that is 4 MiB.
         let first = if let Check::Blocks(_) = file.check { 1 } else { HEAD_BYTES };
         file.head = file.read(0..file.whole_blocks(first)).await?;
@@ -144,7 +147,7 @@ impl File {
         Ok(file)
     }
 
-    fn bad(&self, why: FileError) -> Error {
+    pub(super) fn bad(&self, why: FileError) -> Error {
         cannot(&self.name, "read", why)
     }
 
@@ -192,15 +195,27 @@ impl File {
         if let Check::Blocks(blocks) = &self.check {
             let first = (range.start / blocks.bytes.max(1)) as usize;
             for (at, block) in bytes.chunks(blocks.bytes.max(1) as usize).enumerate() {
-                let (number, found) = (first + at, crc32c::crc32c(block));
-                let expected = blocks.crc32c.get(number).copied();
-                let expected = expected.ok_or_else(|| self.bad(FileError::Format("its manifest has fewer blocks")))?;
-                if found != expected {
-                    return Err(self.bad(FileError::Damaged { what: format!("block {number}"), found, expected }));
-                }
+                self.check_number(blocks, first + at, crc32c::crc32c(block))?;
             }
         }
         Ok(bytes)
+    }
+
+    /// Whether the block that is `range` has this checksum.
+    pub(super) fn check_block(&self, range: &Range<u64>, found: u32) -> Result<(), Error> {
+        match &self.check {
+            Check::Blocks(blocks) => self.check_number(blocks, (range.start / blocks.bytes.max(1)) as usize, found),
+            Check::Whole(_) | Check::Nothing => Ok(()),
+        }
+    }
+
+    fn check_number(&self, blocks: &Blocks, number: usize, found: u32) -> Result<(), Error> {
+        let expected = blocks.crc32c.get(number).copied();
+        let expected = expected.ok_or_else(|| self.bad(FileError::Format("its manifest has fewer blocks")))?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(self.bad(FileError::Damaged { what: format!("block {number}"), found, expected }))
     }
 
     /// What to ask the store for, to have these stretches; they are in order, and of this file.
@@ -245,7 +260,7 @@ fn cut(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
 /// Reads stretches of several files into place; gives the number of bytes that were asked for.
 pub(super) async fn fetch(files: &[File], mut pieces: Vec<Piece>, into: &mut Destination<'_>) -> Result<u64, Error> {
     pieces.sort_by_key(|p| (p.file, p.bytes.start));
-    let mut requests = vec![];
+    let (mut requests, mut direct) = (vec![], vec![]);
     let mut read = 0;
     for group in pieces.chunk_by(|a, b| a.file == b.file) {
         let Some(file) = group.first().and_then(|p| files.get(p.file)) else { continue };
@@ -253,15 +268,28 @@ pub(super) async fn fetch(files: &[File], mut pieces: Vec<Piece>, into: &mut Des
             let head = 0..file.head.len() as u64;
             group.iter().filter_map(|p| p.within(&head)).for_each(|p| into.write(&p, &head, &file.head));
         }
-        for range in file.ranges(group) {
-            read += range.end - range.start;
-            // Stretches are in order and do not overlap.
+        let ranges = file.ranges(group);
+        read += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+        // Stretches are in order and do not overlap.
+        let inside = |range: &Range<u64>| {
             let first = group.partition_point(|p| p.bytes.end <= range.start);
-            let inside = group.iter().skip(first).map_while(|p| p.within(&range));
-            requests.push((file, range.clone(), inside.collect::<Vec<_>>()));
+            group.iter().skip(first).map_while(|p| p.within(range)).collect::<Vec<_>>()
+        };
+        if let Check::Blocks(blocks) = &file.check
+            && file.host.is_some()
+            && group.iter().all(|p| p.dtype == Dtype::F32)
+        {
+            let blocks = ranges.into_iter().flat_map(|range| cut(range, blocks.bytes.max(1)));
+            direct.extend(blocks.map(|block| Request { file, pieces: inside(&block), block }));
+        } else {
+            requests.extend(ranges.into_iter().map(|range| (file, inside(&range), range)));
         }
     }
-    let answers = requests.into_iter().map(|(file, range, pieces)| async move {
+    if !direct::read(&direct, into).await? {
+        // What is wanted for two places is read into memory first.
+        requests.extend(direct.into_iter().map(|r| (r.file, r.pieces, r.block)));
+    }
+    let answers = requests.into_iter().map(|(file, pieces, range)| async move {
         let bytes = file.read(range.clone()).await?;
         Ok::<_, Error>((file, range, pieces, bytes))
     });

@@ -279,7 +279,12 @@ impl Plan {
             let opened = group.iter().map(|part| async {
                 let check = part.blocks.clone().map_or(Check::Whole(part.crc32c), Check::Blocks);
                 let (location, name) = (self.store.path(&part.path), self.store.name(&part.path));
-                File::open(Arc::clone(&self.store.store), location, name, Some(part.bytes), check).await
+                let mut file =
+                    File::open(Arc::clone(&self.store.store), location, name, Some(part.bytes), check).await?;
+                // What cannot be opened here the store reads.
+                let host = self.store.local.as_ref().map(|root| root.join(&part.path));
+                file.host = host.and_then(|path| std::fs::File::open(path).ok());
+                Ok::<_, Error>(file)
             });
             let files: Vec<File> = stream::iter(opened).buffered(OPENING).try_collect().await?;
             let mut pieces = vec![];

@@ -93,6 +93,20 @@ fn store(watched: &Arc<Watched>) -> CheckpointStore {
     CheckpointStore { store: watched.clone(), root: Path::default(), local: None, shown: String::new() }
 }
 
+/// The same files on this host, where they are read straight into place; they are there as long as the folder.
+fn on_disk(watched: &Watched) -> (tempfile::TempDir, CheckpointStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let files: Vec<_> = block_on(watched.inner.list(None).try_collect()).unwrap();
+    for file in files {
+        let bytes = block_on(block_on(watched.inner.get(&file.location)).unwrap().bytes()).unwrap();
+        let path = folder.path().join(file.location.as_ref());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let store = CheckpointStore::open(folder.path().to_str().unwrap()).unwrap();
+    (folder, store)
+}
+
 fn own() -> Loading {
     Loading::own(Paths::manifest(GlobalStep(7)))
 }
@@ -127,22 +141,26 @@ fn every_cut_is_read_back_in_every_cut() {
             for shards in 1..5 {
                 let watched = Arc::new(Watched::default());
                 let manifest = written(&watched.inner, &layout, shards, block);
-                let store = store(&watched);
-                assert_eq!(block_on(store.load(&manifest)).unwrap().state, whole, "{shards} of {scale}");
-                for readers in 1..5 {
-                    for k in 0..readers {
-                        let range = shard_range(layout.total, readers, k);
-                        let got = read(&store, &own(), &layout, range.clone()).unwrap();
-                        assert_eq!((got.step, got.optimizer_step), (7, 6));
-                        assert_eq!(got.params, whole.params[range.clone()]);
-                        for (got, wanted) in got.slots.iter().zip(&whole.slots) {
-                            assert_eq!((&got.0, &got.1[..]), (&wanted.0, &wanted.1[range.clone()]));
-                        }
-                        assert_eq!(got.buffers, if range.start == 0 { &whole.buffers[..] } else { &[] });
-                    }
+                let (_folder, disk) = on_disk(&watched);
+                for store in [store(&watched), disk] {
+                    assert_eq!(block_on(store.load(&manifest)).unwrap().state, whole, "{shards} of {scale}");
+                    (1..5).for_each(|readers| every_reader_reads_its_own(&store, &layout, &whole, readers));
                 }
             }
         }
+    }
+}
+
+fn every_reader_reads_its_own(store: &CheckpointStore, layout: &Layout, whole: &FullState, readers: usize) {
+    for k in 0..readers {
+        let range = shard_range(layout.total, readers, k);
+        let got = read(store, &own(), layout, range.clone()).unwrap();
+        assert_eq!((got.step, got.optimizer_step), (7, 6));
+        assert_eq!(got.params, whole.params[range.clone()]);
+        for (got, wanted) in got.slots.iter().zip(&whole.slots) {
+            assert_eq!((&got.0, &got.1[..]), (&wanted.0, &wanted.1[range.clone()]));
+        }
+        assert_eq!(got.buffers, if range.start == 0 { &whole.buffers[..] } else { &[] });
     }
 }
 
@@ -195,14 +213,18 @@ fn message(result: Result<FullState, Error>) -> String {
 #[test] // LOD-1
 fn damage_is_named_by_file_and_block_and_only_where_it_is_read() {
     let layout = layout(1000);
-    for block in [Some(1024), None] {
+    for (block, is_on_disk) in [(Some(1024), false), (None, false), (Some(1024), true), (None, true)] {
         let watched = Arc::new(Watched::default());
         let manifest = written(&watched.inner, &layout, 2, block);
         let store = store(&watched);
         let path = Path::from(manifest.parts[1].path.clone());
         let good = block_on(block_on(watched.inner.get(&path)).unwrap().bytes()).unwrap();
         let put = |bytes: Vec<u8>| block_on(watched.inner.put(&path, bytes.into())).unwrap();
-        let mine = |k| read(&store, &own(), &layout, shard_range(layout.total, 4, k));
+        let mine = |k| {
+            let disk = is_on_disk.then(|| on_disk(&watched));
+            let store = disk.as_ref().map_or(&store, |(_, store)| store);
+            read(store, &own(), &layout, shard_range(layout.total, 4, k))
+        };
 
         let mut flipped = good.to_vec();
         *flipped.last_mut().unwrap() ^= 1;

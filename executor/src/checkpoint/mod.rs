@@ -7,6 +7,7 @@
 //! Format: <https://huggingface.co/docs/safetensors> (u64 length, JSON header, raw little-endian data).
 
 mod blocks;
+mod direct;
 mod encode;
 mod file;
 mod load;

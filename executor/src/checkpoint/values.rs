@@ -58,6 +58,41 @@ impl<'a> Segments<'a> {
     }
 }
 
+/// Elements `at..at + len` of a target, by the number of whoever wants them.
+struct Place {
+    at: usize,
+    len: usize,
+    number: usize,
+}
+
+impl Segments<'_> {
+    /// Cuts out these places, which are in order; `None` if two are not apart, or one is not here.
+    fn places<'b>(&'b mut self, wanted: &[Place], cut: &mut [Vec<&'b mut [f32]>]) -> Option<()> {
+        let mut wanted = wanted.iter();
+        let mut next = wanted.next();
+        let mut missing = next.map_or(0, |place| place.len);
+        for (begin, slice) in self.begins.iter().zip(&mut self.slices) {
+            let (mut at, mut rest) = (*begin, &mut **slice);
+            while let Some(place) = next {
+                let begin = place.at + place.len - missing;
+                let (skipped, later) = rest.split_at_mut_checked(begin.checked_sub(at)?).unzip();
+                let Some(later) = later else { break };
+                let (now, later) = later.split_at_mut(missing.min(later.len()));
+                at += skipped.map_or(0, |s| s.len()) + now.len();
+                missing -= now.len();
+                cut.get_mut(place.number)?.push(now);
+                rest = later;
+                if missing > 0 {
+                    break;
+                }
+                next = wanted.next();
+                missing = next.map_or(0, |place| place.len);
+            }
+        }
+        next.is_none().then_some(())
+    }
+}
+
 /// Values of 16, 32 or 64 bits become ones of 32, as PyTorch's own conversions make them.
 fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
@@ -88,6 +123,31 @@ pub(crate) struct Destination<'a> {
 }
 
 impl Destination<'_> {
+    /// Where the values of these pieces go, of which each is one of 32 bits; `None` if two of them go to one place, or one
+    /// to a place that is not here.
+    pub(super) fn places(&mut self, pieces: &[&Piece]) -> Option<Vec<Vec<&mut [f32]>>> {
+        let mut cut: Vec<Vec<&mut [f32]>> = pieces.iter().map(|_| vec![]).collect();
+        let mut slots: Vec<Vec<Place>> = self.slots.iter().map(|_| vec![]).collect();
+        let (mut params, mut buffers) = (vec![], vec![]);
+        for (number, piece) in pieces.iter().enumerate() {
+            let len = (piece.bytes.end - piece.bytes.start) as usize / size_of::<f32>();
+            let wanted = match piece.target {
+                Target::Params => &mut params,
+                Target::Slot(slot) => slots.get_mut(slot)?,
+                Target::Buffers if self.buffers.is_none() => return None,
+                Target::Buffers => &mut buffers,
+            };
+            wanted.push(Place { at: piece.at, len, number });
+        }
+        let slots = self.slots.iter_mut().map(|(_, segments)| segments).zip(slots);
+        let rest = std::iter::once((&mut self.params, params)).chain(self.buffers.as_mut().map(|all| (all, buffers)));
+        for (segments, mut wanted) in slots.chain(rest) {
+            wanted.sort_by_key(|place| place.at);
+            segments.places(&wanted, &mut cut)?;
+        }
+        Some(cut)
+    }
+
     /// Copies a piece out of `bytes`, which are `range` of its file.
     pub(super) fn write(&mut self, piece: &Piece, range: &Range<u64>, bytes: &[u8]) {
         let start = (piece.bytes.start - range.start) as usize;
@@ -119,6 +179,34 @@ mod tests {
         // Beyond the end there is nothing to write to.
         Segments::new(0, [&mut a[..]]).write(2, &bytes, Dtype::F32);
         assert_eq!(a, [-1.0, -1.0, 0.0]);
+    }
+
+    #[test]
+    fn places_are_cut_out_across_edges_in_any_order_and_only_apart() {
+        let piece = |target, at, len: u64| Piece { file: 0, bytes: 8..8 + 4 * len, dtype: Dtype::F32, target, at };
+        let (mut a, mut b, mut slot) = ([-1.0; 3], [-1.0; 5], [-1.0; 4]);
+        let mut into = Destination {
+            params: Segments::new(10, [&mut a[..], &mut [], &mut b[..]]),
+            slots: vec![("s".into(), Segments::new(10, [&mut slot[..]]))],
+            buffers: None,
+        };
+        let pieces = [piece(Target::Params, 15, 3), piece(Target::Slot(0), 10, 4), piece(Target::Params, 11, 4)];
+        let all: Vec<&Piece> = pieces.iter().collect();
+        let mut value = 0.0;
+        for place in into.places(&all).unwrap().into_iter().flatten().flatten() {
+            value += 1.0;
+            *place = value;
+        }
+        for wrong in [
+            [piece(Target::Params, 15, 3), piece(Target::Params, 17, 1)],
+            [piece(Target::Params, 16, 3), piece(Target::Params, 10, 1)],
+            [piece(Target::Params, 9, 3), piece(Target::Params, 15, 1)],
+            [piece(Target::Buffers, 0, 1), piece(Target::Params, 15, 1)],
+            [piece(Target::Slot(1), 10, 1), piece(Target::Params, 15, 1)],
+        ] {
+            assert!(into.places(&wrong.iter().collect::<Vec<_>>()).is_none(), "{wrong:?}");
+        }
+        assert_eq!((a, b, slot), ([-1.0, 8.0, 9.0], [10.0, 11.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]));
     }
 
     #[test]

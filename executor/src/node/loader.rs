@@ -29,7 +29,7 @@ impl PartLoader {
         let slots = optimizer.slots().iter().zip(slots);
         let mut into = Destination {
             params: Segments::new(start, [params]),
-            slots: slots.map(|(name, s)| ((*name).to_owned(), Segments::new(start, [s.as_mut_slice()]))).collect(),
+            slots: slots.map(|(name, chunks)| ((*name).to_owned(), Segments::new(start, chunks))).collect(),
             buffers: buffers.map(|all| Segments::new(0, [all])),
         };
         let bytes = plan.load(range.clone(), &mut into).await?;

@@ -95,16 +95,26 @@ impl Trainer {
         let optimizer = begin.optimizer;
         let steps = begin.load.as_ref().map(|load| (load.plan.step(), load.plan.optimizer_step()));
         let (step, optimizer_step) = steps.unwrap_or_default();
-        let mut slots = None;
-        if let Some(load) = begin.load.as_ref().filter(|_| client.is_none()) {
+        let on_cpu = variables.trained.iter().all(|t| t.device() == Device::Cpu);
+        let in_steps = begin.mode == Mode::Deterministic;
+        let (mut slots, mut local) = (None, None);
+        if client.is_none() && on_cpu && !in_steps {
+            let mut trainer = LocalTrainer::new(variables.layout.clone(), optimizer, step)?;
+            if let Some(load) = &begin.load {
+                // Straight to where they stay.
+                let named = optimizer.slots().iter().zip(trainer.slots_mut()?);
+                let named = named.map(|(name, chunks)| ((*name).to_owned(), Segments::new(0, chunks)));
+                variables.load(load, named.collect())?;
+                trainer.set_steps(step, optimizer_step);
+            }
+            local = Some(trainer);
+        } else if let Some(load) = begin.load.as_ref().filter(|_| client.is_none()) {
             let slots = slots.insert(optimizer.initial_slots(variables.layout.total));
             let named = optimizer.slots().iter().zip(slots);
             let named = named.map(|(name, slot)| ((*name).to_owned(), Segments::new(0, [slot.as_mut_slice()])));
             variables.load(load, named.collect())?;
         }
         let Variables { layout, trained, buffers } = variables;
-        let on_cpu = trained.iter().all(|t| t.device() == Device::Cpu);
-        let in_steps = begin.mode == Mode::Deterministic;
         if in_steps && !on_cpu {
             return Err(Error::Usage {
                 what: "a variable is not on the CPU".into(),
@@ -112,9 +122,10 @@ impl Trainer {
                     .into(),
             });
         }
-        let backend = match (client, slots) {
+        let backend = match (client, local) {
             (Some(client), _) => Backend::Ps(client),
-            (None, slots) if in_steps => {
+            (None, Some(local)) => Backend::Local(local),
+            (None, None) if in_steps => {
                 let host = on_host(&buffers)?;
                 let (params, host): (Vec<_>, Vec<_>) =
                     (trained.iter().map(floats).collect(), host.iter().map(floats).collect());
@@ -130,12 +141,7 @@ impl Trainer {
                 let trainer = DeterministicTrainer::new(&layout, optimizer, &params, &host, state.as_ref())?;
                 Backend::Steps(Box::new(trainer))
             }
-            (None, Some(slots)) if on_cpu => {
-                let layout = layout.clone();
-                Backend::Local(LocalTrainer::with_slots(layout, optimizer, step, optimizer_step, slots)?)
-            }
-            (None, None) if on_cpu => Backend::Local(LocalTrainer::new(layout.clone(), optimizer, 0)?),
-            (None, slots) => {
+            (None, None) => {
                 let saved = slots.as_deref().map(|slots| (slots, optimizer_step));
                 Backend::Device(DeviceOptimizer::new(optimizer, &trained, &layout, saved)?, step)
             }

@@ -47,11 +47,15 @@ impl Application for CheckpointApp {
             // A cheap loss with a dense gradient: what is measured is the update and what holds it up.
             let loss = weights.sum(Kind::Float) * x * 1e-9;
             ctx.step(&loss)?;
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            lines.push(format!("step {} {} {}", ctx.global_step(), begun.elapsed().as_secs_f64(), now.as_secs_f64()));
+            lines.push(format!("step {} {} {}", ctx.global_step(), begun.elapsed().as_secs_f64(), now()));
         }
         std::fs::write(times, lines.join("\n")).map_err(NodeError::application)
     }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// What one job tells of its steps.
@@ -165,6 +169,7 @@ fn measure(folder: &Path, millions: u64, rounds: usize, s3: Option<&str>, peers:
                 first: vec![],
                 durable: vec![number(&value, "durable_s")],
                 restore: vec![number(&value, "restore_s")],
+                resumed: vec![],
             };
             collected.push((at(name.to_owned()), figures));
         }
@@ -185,6 +190,9 @@ fn measure(folder: &Path, millions: u64, rounds: usize, s3: Option<&str>, peers:
         let rates: Vec<f64> = figures.durable.iter().map(|s| bytes as f64 / s / 1e6).collect();
         report.runs(&format!("{name}: durable, rate"), "MB/s", &rates);
         report.runs(&format!("{name}: restore"), "s", &figures.restore);
+        if !figures.resumed.is_empty() {
+            report.runs(&format!("{name}: submit to first step"), "s", &figures.resumed);
+        }
     }
     Ok(report)
 }
@@ -197,6 +205,8 @@ struct Figures {
     first: Vec<f64>,
     durable: Vec<f64>,
     restore: Vec<f64>,
+    /// From the submit of the job that resumes to its first step: with the processes, and with what the driver reads.
+    resumed: Vec<f64>,
 }
 
 impl Figures {
@@ -205,6 +215,7 @@ impl Figures {
         self.first.extend(other.first);
         self.durable.extend(other.durable);
         self.restore.extend(other.restore);
+        self.resumed.extend(other.resumed);
     }
 }
 
@@ -237,8 +248,11 @@ fn job(folder: &Path, dir: &str, shape: [&str; 2], data: &str, millions: u64) ->
         }
         figures.durable.push(at - cut);
     }
+    let submitted = now();
     cluster(&shape, "checkpoint", &[data, &millions, &times_text])?;
-    figures.restore.push(Times::read(&times)?.restore);
+    let again = Times::read(&times)?;
+    figures.restore.push(again.restore);
+    figures.resumed.extend(again.steps.first().map(|(_, took, end)| end - took - submitted));
     Ok(figures)
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::{Arena, CHUNK, Cut, Floats, Pool, fence, stream};
 use crate::error::Error;
+use crate::flat;
 use crate::optimizer::MAX_SLOTS;
 
 /// Elements that are copied at a time where nothing is computed. A chunk has a multiple of it.
@@ -64,21 +65,41 @@ fn inside(chunk: usize, block: &Range<usize>) -> (usize, Range<usize>) {
 }
 
 impl Slots {
-    /// Takes the values over. Each slot has `len` elements; the caller has checked that.
-    pub(crate) fn new(arena: &Arc<Arena>, len: usize, slots: Vec<Vec<f32>>) -> Result<Slots, Error> {
+    /// Fresh ones of `len` elements, each slot with its initial value. Memory that is 0 is not touched yet.
+    pub(crate) fn new(arena: &Arc<Arena>, len: usize, initial: &[f32]) -> Result<Slots, Error> {
         let chunk = len.div_ceil(CHUNKS).next_multiple_of(COPIED).clamp(LEAST, CHUNK).min(len.max(1));
         let pool = Pool::new(arena, chunk);
-        let mut chunks = Vec::with_capacity(slots.len());
-        for slot in slots {
+        let mut chunks = Vec::with_capacity(initial.len());
+        for value in initial {
             let mut row = Vec::with_capacity(len.div_ceil(chunk));
-            for values in slot.chunks(chunk) {
+            for _ in 0..len.div_ceil(chunk) {
                 let mut floats = arena.floats(chunk)?;
-                floats[..values.len()].copy_from_slice(values);
+                if value.to_bits() != 0 {
+                    floats.fill(*value);
+                }
                 row.push(Arc::new(floats));
             }
             chunks.push(row);
         }
         Ok(Slots { len, chunk, chunks, pool })
+    }
+
+    /// The same with values, by slot.
+    pub(crate) fn with_values(arena: &Arc<Arena>, len: usize, values: &[&[f32]]) -> Result<Slots, Error> {
+        for slot in values {
+            flat::check("slot", &[slot], len)?;
+        }
+        let mut slots = Slots::new(arena, len, &vec![0.0; values.len()])?;
+        let size = slots.chunk;
+        for (slot, values) in slots.all_mut()?.into_iter().zip(values) {
+            slot.into_iter().zip(values.chunks(size)).for_each(|(chunk, values)| chunk.copy_from_slice(values));
+        }
+        Ok(slots)
+    }
+
+    /// Elements of each slot.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -278,7 +299,7 @@ mod tests {
     fn what_is_frozen_does_not_change_and_what_is_not_is_updated_in_place() {
         let len = 2 * CHUNK + 9;
         let values = |k: usize| (0..len).map(|i| (i + k) as f32).collect::<Vec<_>>();
-        let mut slots = Slots::new(&Arena::new().unwrap(), len, vec![values(0), values(7)]).unwrap();
+        let mut slots = Slots::with_values(&Arena::new().unwrap(), len, &[&values(0), &values(7)]).unwrap();
         let places = |slots: &Slots| slots.chunks[0].iter().map(|c| c.place().1).collect::<Vec<_>>();
         let before = places(&slots);
         add(&mut slots, 1.0);

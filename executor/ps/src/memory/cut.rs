@@ -155,9 +155,9 @@ impl Copying {
         Ok(Arc::clone(chunk.insert(floats)))
     }
 
-    /// Copies the chunk of this element, if it is not copied yet.
-    pub(crate) fn before_change(&self, element: usize) -> Result<(), Error> {
-        self.piece(element / CHUNK).map(drop)
+    /// Copies the chunks of these elements, what is not copied yet.
+    pub(crate) fn before_change(&self, elements: &Range<usize>) -> Result<(), Error> {
+        (elements.start / CHUNK..elements.end.div_ceil(CHUNK)).try_for_each(|index| self.piece(index).map(drop))
     }
 
     /// Copies all that is not copied yet; from the end, as those who read begin at the other one.
@@ -201,6 +201,18 @@ mod tests {
         fn copy(&self, range: Range<usize>, to: &mut [f32]) {
             to.iter_mut().zip(range).for_each(|(to, i)| *to = self.0 + (i % 1000) as f32);
         }
+    }
+
+    #[test] // COW-1
+    fn what_changes_across_an_edge_is_copied_on_both_sides_of_it() {
+        let pool = Pool::new(&Arena::new().unwrap(), CHUNK);
+        let copying = Copying::new(2 * CHUNK + 5, Box::new(Counting(1.0)), &pool);
+        let copied = |elements: Range<usize>| {
+            copying.before_change(&elements).unwrap();
+            copying.chunks.iter().map(|chunk| chunk.lock().unwrap().is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(copied(CHUNK - 1..CHUNK), [true, false, false]);
+        assert_eq!(copied(2 * CHUNK - 1..2 * CHUNK + 1), [true, true, true]);
     }
 
     #[test] // COW-1

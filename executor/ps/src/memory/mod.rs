@@ -125,9 +125,11 @@ impl Floats {
 
     /// Has the kernel find the memory now rather than when it is first written to.
     pub(crate) fn populate(&self) {
-        if let Some(map) = &self.map {
+        let Some(map) = &self.map else { return };
+        // Piece by piece: nobody in the process can map anything meanwhile.
+        for at in (0..self.len * 4).step_by(CHUNK * 4) {
             // An old kernel does not know how: then it is found at the first write, as always.
-            let _ = map.advise(Advice::PopulateWrite);
+            let _ = map.advise_range(Advice::PopulateWrite, at, (self.len * 4 - at).min(CHUNK * 4));
         }
     }
 }

@@ -213,6 +213,11 @@ impl Optimizer {
         self.slots().iter().map(|slot| vec![self.initial_value(slot); len]).collect()
     }
 
+    /// What every element of each slot is before the first update.
+    pub fn initial_values(&self) -> Vec<f32> {
+        self.slots().iter().map(|slot| self.initial_value(slot)).collect()
+    }
+
     /// What every element of this slot is before the first update.
     pub fn initial_value(&self, slot: &str) -> f32 {
         match (self, slot) {

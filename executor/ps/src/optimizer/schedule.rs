@@ -181,6 +181,11 @@ impl Scheduled {
     pub fn initial_slots(&self, len: usize) -> Vec<Vec<f32>> {
         self.rule.initial_slots(len)
     }
+
+    /// As [`Optimizer::initial_values`].
+    pub fn initial_values(&self) -> Vec<f32> {
+        self.rule.initial_values()
+    }
 }
 
 impl From<Optimizer> for Scheduled {

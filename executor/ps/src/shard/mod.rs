@@ -117,9 +117,11 @@ pub(crate) struct Begin {
     pub(crate) local_steps: Option<u32>,
     pub(crate) step: u64,
     pub(crate) optimizer_step: u64,
-    pub(crate) params: Vec<f32>,
+    /// Where `params` and `slots` are.
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) params: Floats,
     /// In the order of `Optimizer::slots`.
-    pub(crate) slots: Vec<Vec<f32>>,
+    pub(crate) slots: Slots,
     /// Shard 0 only.
     pub(crate) buffers: Option<Vec<f32>>,
 }
@@ -148,33 +150,28 @@ pub(crate) struct Shard {
     workers: BTreeMap<u32, WorkerState>,
     scratch: Vec<f32>,
     next_index: u64,
+    /// Whether what the first snapshot wants is being found already.
+    prepared: bool,
 }
 
 impl Shard {
-    /// In memory of `arena`. Lengths of params and slots must be that of the range; the caller has checked what came over the wire.
-    pub(crate) fn new(begin: Begin, arena: &Arc<Arena>) -> Result<Shard, Error> {
+    /// Lengths of params and slots must be that of the range; the caller has checked what came over the wire.
+    pub(crate) fn new(begin: Begin) -> Result<Shard, Error> {
         let expected = begin.range.len();
-        for (what, found) in
-            std::iter::once(("parameters", begin.params.len())).chain(begin.slots.iter().map(|s| ("slot", s.len())))
-        {
+        for (what, found) in [("parameters", begin.params.len()), ("slot", begin.slots.len())] {
             if found != expected {
                 return Err(Error::Length { what, expected, found });
             }
         }
-        if begin.slots.len() != begin.optimizer.slots().len() {
+        if begin.slots.count() != begin.optimizer.slots().len() {
             let expected = begin.optimizer.slots().len().to_string();
-            return Err(Error::State { what: "number of slots", expected, found: begin.slots.len().to_string() });
+            return Err(Error::State { what: "number of slots", expected, found: begin.slots.count().to_string() });
         }
         let everything = std::iter::once(0..expected).collect();
         let named = begin.variables;
         let apart = begin.optimizer.has_trust_ratios();
         let variables = if apart { named.iter().map(|(_, part)| part.clone()).collect() } else { everything };
-        let mut params = arena.floats(expected)?;
-        params.copy_from_slice(&begin.params);
-        let (pool, slots) = (Pool::new(arena, expected), Slots::new(arena, expected, begin.slots)?);
-        // The next version, and what the first snapshot wants beside the state, so that no step waits for it.
-        pool.prepare(2);
-        slots.prepare();
+        let (pool, slots) = (Pool::new(&begin.arena, expected), begin.slots);
         Ok(Shard {
             shard: begin.shard,
             variables,
@@ -186,7 +183,7 @@ impl Shard {
             optimizer: begin.optimizer,
             local_steps: begin.local_steps,
             optimizer_step: begin.optimizer_step,
-            current: Version { step: begin.step, params: Arc::new(params) },
+            current: Version { step: begin.step, params: Arc::new(begin.params) },
             pool,
             slots,
             buffers: begin.buffers,
@@ -195,6 +192,7 @@ impl Shard {
             workers: BTreeMap::new(),
             scratch: vec![0.0; BLOCK.min(expected)],
             next_index: 0,
+            prepared: false,
         })
     }
 
@@ -384,6 +382,12 @@ impl Shard {
     fn replace(&mut self, step: u64, params: Arc<Floats>) {
         let last = std::mem::replace(&mut self.current, Version { step, params });
         self.pool.put(last.params);
+        // The next version, and what the first snapshot wants beside the state, so that no step waits for it; and not while
+        // workers wait for their first parameters.
+        if !std::mem::replace(&mut self.prepared, true) {
+            self.pool.prepare(2);
+            self.slots.prepare();
+        }
     }
 
     fn decided(&mut self, worker: u32, seq: u64, dropped: bool, mut staged: Option<Staged>) {

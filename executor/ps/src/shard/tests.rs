@@ -5,7 +5,8 @@ use crate::optimizer::Optimizer;
 
 fn shard(len: usize) -> Shard {
     let optimizer = Optimizer::Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let (params, slots) = (vec![0.0; len], Vec::new());
+    let arena = Arena::new().unwrap();
+    let (params, slots) = (arena.floats(len).unwrap(), Slots::new(&arena, len, &[]).unwrap());
     let begin = Begin {
         shard: 1,
         alone: false,
@@ -16,11 +17,12 @@ fn shard(len: usize) -> Shard {
         local_steps: None,
         step: 5,
         optimizer_step: 0,
+        arena,
         params,
         slots,
         buffers: None,
     };
-    Shard::new(begin, &Arena::new().unwrap()).unwrap()
+    Shard::new(begin).unwrap()
 }
 
 fn stage(shard: &mut Shard, worker: u32, seq: u64, value: f32) {

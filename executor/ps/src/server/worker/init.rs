@@ -1,9 +1,12 @@
 //! A shard's first state, in two steps: its values come, from the chief or from where its host reads them, on all
 //! shards at once; and when all shards have theirs, it is used.
 
+use std::sync::Arc;
+
 use super::Served;
 use crate::error::{Error, Refusal, Violation};
 use crate::loader::{Loading, within};
+use crate::memory::Slots;
 use crate::sequencer::{Event, Mode};
 use crate::server::ServerEvent;
 use crate::server::state::lock;
@@ -22,15 +25,21 @@ impl Served<'_> {
         let len = range.len();
         let has_buffers = options.shard == 0;
         let buffers_len = if has_buffers { init.layout.buffers_total } else { 0 };
-        let mut params = vec![0.0; len];
-        let mut slots: Vec<Vec<f32>> = init.slots.iter().map(|_| vec![0.0; len]).collect();
+        let arena = Arc::clone(&self.inner.arena);
+        let mut params = arena.floats(len)?;
+        // As many as are sent; none are where they begin fresh, or are loaded.
+        let initial = init.optimizer.initial_values();
+        let sent = vec![0.0; init.slots.len()];
+        let mut slots = Slots::new(&arena, len, if sent.is_empty() { &initial } else { &sent })?;
         let mut buffers = vec![0.0; buffers_len];
         match &init.load {
             None => {
                 self.length("init", len * (1 + init.slots.len()), header.body)?;
                 self.length("buffers", buffers_len, header.aux)?;
-                let parts = std::iter::once(&mut params).chain(&mut slots).chain([&mut buffers]);
-                wire::recv_floats(&mut *self.connection, parts.map(Vec::as_mut_slice))?;
+                let mut values = if sent.is_empty() { vec![] } else { slots.all_mut()? };
+                let slots = values.iter_mut().flatten().map(|chunk| &mut **chunk);
+                let parts = std::iter::once(&mut params[..]).chain(slots).chain([&mut buffers[..]]);
+                wire::recv_floats(&mut *self.connection, parts)?;
             }
             Some(load) => {
                 let fresh = within(&load.fresh, &range).map(|r| r.start - range.start..r.end - range.start);
@@ -52,9 +61,7 @@ impl Served<'_> {
         if let Some(refusal) = self.is_begun() {
             return self.refuse(refusal);
         }
-        if slots.is_empty() {
-            slots = init.optimizer.initial_slots(len);
-        } else if init.slots != init.optimizer.slots() {
+        if !init.slots.is_empty() && init.slots != init.optimizer.slots() {
             let reason = format!("the optimizer has slots {:?}, given are {:?}", init.optimizer.slots(), init.slots);
             return self.refuse(Refusal::BadInit { reason });
         }
@@ -65,7 +72,7 @@ impl Served<'_> {
             };
             let (layout, optimizer, range) = (&init.layout, &init.optimizer, range.clone());
             let buffers = has_buffers.then_some(buffers.as_mut_slice());
-            let into = Loading { layout, optimizer, range, params: &mut params, slots: &mut slots, buffers };
+            let into = Loading { layout, optimizer, range, params: &mut params, slots: slots.all_mut()?, buffers };
             if let Err(reason) = loader.load(&load.what, into) {
                 return self.refuse(Refusal::Load { reason });
             }
@@ -87,6 +94,7 @@ impl Served<'_> {
             local_steps,
             step,
             optimizer_step,
+            arena,
             params,
             slots,
             buffers,
@@ -117,7 +125,7 @@ impl Served<'_> {
             drop(fingerprint);
             return self.refuse(refusal);
         }
-        let shard = Shard::new(begin, &inner.arena)?;
+        let shard = Shard::new(begin)?;
         if inner.order.is_some() {
             // A single shard measures as it applies, there is nobody to ask; and a mean of states needs no measure.
             let measured = inner.options.num_shards > 1 && init.mode.local_steps().is_none();
