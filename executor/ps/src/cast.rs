@@ -1,4 +1,4 @@
-//! `f32` slices seen as the bytes they lie in: the only unsafe code of the crate outside `transport`.
+//! `f32` slices seen as the bytes they lie in: the only unsafe code of the crate outside `transport` and `memory`.
 
 /// The little-endian bytes of `floats`, without a copy.
 pub(crate) fn bytes(floats: &[f32]) -> &[u8] {
@@ -8,7 +8,7 @@ pub(crate) fn bytes(floats: &[f32]) -> &[u8] {
 }
 
 /// The bytes of `floats` to be written over, without a copy.
-pub(crate) fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
+pub fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
     // SAFETY: as in `bytes`; the borrow is exclusive, and every bit pattern is a valid f32.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), size_of_val(floats)) }
 }

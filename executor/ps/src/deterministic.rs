@@ -54,12 +54,7 @@ impl DeterministicTrainer {
             None => Slots::new(&arena, layout.total, &optimizer.initial_values())?,
         };
         let mut first = arena.floats(layout.total)?;
-        let mut rest = &mut first[..];
-        for part in params {
-            let (head, tail) = rest.split_at_mut(part.len());
-            head.copy_from_slice(part);
-            rest = tail;
-        }
+        fill(&mut first, params);
         let step = state.map_or(0, |state| state.step);
         let range = 0..layout.total;
         let shard = Shard::new(Begin {
@@ -101,7 +96,14 @@ impl DeterministicTrainer {
         (staged.worker, staged.seq, staged.answered) = (WORKER, seq, true);
         staged.gradient.set_len(self.total);
         fill(&mut staged.gradient, push.gradients);
-        staged.buffers = push.buffers.map(<[&[f32]]>::concat);
+        match push.buffers {
+            Some(buffers) => {
+                let place = staged.buffers.get_or_insert_default();
+                place.resize(self.buffers_total, 0.0);
+                fill(place, buffers);
+            }
+            None => staged.buffers = None,
+        }
         self.shard.stage(staged);
         let leases = push.leases.to_vec();
         let (rows, loss, buffers) = (push.rows, push.loss, push.buffers.is_some());

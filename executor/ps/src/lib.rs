@@ -1,4 +1,5 @@
-//! Parameter servers for data-parallel training on CPU `f32` slices: no torch, no tokio, std threads and sockets.
+//! Parameter servers for data-parallel training on CPU `f32` slices: no torch, no tokio, std threads and sockets, and
+//! rayon for the updates.
 //!
 //! The trainable variables of a model, sorted by name, are one flat vector ([`Layout`]); ps shard k of P holds one
 //! contiguous range of it ([`Layout::range`]). Workers push gradients to all shards and get the new parameters as the

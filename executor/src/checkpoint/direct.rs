@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::{io, thread};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tfos_ps::memory::bytes_mut;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::file::{File, FileError, Piece};
@@ -139,15 +140,5 @@ impl File {
             io::ErrorKind::UnexpectedEof => self.bad(FileError::Short { start: at, end: at + into.len() as u64 }),
             _ => super::cannot(&self.name, "read", e),
         })
-    }
-}
-
-/// The bytes of `floats`, to be written over.
-fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
-    // SAFETY: u8 has alignment 1, the length in bytes is that of the same allocation, the borrow is exclusive, and any bits
-    // are an f32.
-    #[expect(unsafe_code, reason = "there is no safe name for it")]
-    unsafe {
-        std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), size_of_val(floats))
     }
 }

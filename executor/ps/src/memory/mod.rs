@@ -22,6 +22,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::Error;
 
+pub use crate::cast::bytes_mut;
 pub(crate) use chunks::{Slots, SlotsMut};
 pub(crate) use cut::Copying;
 pub use cut::{Cut, Piece, Source};

@@ -9,7 +9,7 @@ use std::io;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
-/// `len` elements of a file, each mapped at most once per process and only for as long as this lives.
+/// `len` elements of a file, mapped for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct View {
     map: MmapRaw,

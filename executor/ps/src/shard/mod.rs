@@ -4,7 +4,8 @@
 //! buffer, block by block, which costs the memory traffic of an update in place. So whoever holds a version (an
 //! answer on its way to a slow worker, a snapshot on its way to storage) reads it without a lock and without a copy,
 //! and every worker gets the parameters exactly as its own decision left them, on all shards. The price is memory:
-//! one spare version, plus one for each answer or snapshot under way.
+//! one spare version, plus one for each answer or snapshot under way, and in small models for each worker that has a
+//! window ([`crate::transport::Window`]): it reads its version there, until it speaks again.
 //!
 //! Slots have no readers but snapshots; they are updated in place, but for what a snapshot holds ([`Slots`]).
 //!

@@ -3,6 +3,8 @@
 //! - `PS-8` the parameters that a worker reads are those of its answer: they are lent until it speaks again or its
 //!   connection has ended.
 
+use std::sync::Arc;
+
 use super::Served;
 use crate::error::{Error, Violation};
 use crate::memory::Arena;
@@ -86,7 +88,7 @@ impl Served<'_> {
 }
 
 /// `None` where the stage was made before: its worker has lost what it knew of it.
-fn make(arena: &std::sync::Arc<Arena>, len: usize) -> Result<Option<Staged>, Error> {
+fn make(arena: &Arc<Arena>, len: usize) -> Result<Option<Staged>, Error> {
     if arena.is_used() {
         return Ok(None);
     }
