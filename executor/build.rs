@@ -3,7 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::path::PathBuf;
 
-    const PARTS: [&str; 3] = ["src/torch/shim.cpp", "src/torch/module.cpp", "src/torch/hooks.cpp"];
+    const PARTS: [&str; 4] =
+        ["src/torch/shim.cpp", "src/torch/module.cpp", "src/torch/hooks.cpp", "src/torch/memory.cpp"];
     println!("cargo:rerun-if-changed=build.rs");
     PARTS.iter().for_each(|part| println!("cargo:rerun-if-changed={part}"));
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");

@@ -94,8 +94,7 @@ impl DeterministicTrainer {
         let (seq, base_step) = (self.seq, self.step());
         let mut staged = self.shard.take_free().unwrap_or_default();
         (staged.worker, staged.seq, staged.answered) = (WORKER, seq, true);
-        staged.gradient.set_len(self.total);
-        fill(&mut staged.gradient, push.gradients);
+        fill(staged.gradient.own(self.total), push.gradients);
         match push.buffers {
             Some(buffers) => {
                 let place = staged.buffers.get_or_insert_default();

@@ -21,30 +21,40 @@ pub(crate) fn cut<'a>(segments: &'a [&'a [f32]], range: Range<usize>) -> impl It
     })
 }
 
-/// The same for all of several adjoining ranges at once, to be written: one list of pieces per range.
+/// The segments, and where each begins in the flat vector.
+pub(crate) fn placed<'a>(segments: &'a mut [&mut [f32]]) -> impl Iterator<Item = (usize, &'a mut [f32])> {
+    let mut offset = 0;
+    segments.iter_mut().map(move |segment| {
+        offset += segment.len();
+        (offset - segment.len(), &mut **segment)
+    })
+}
+
+/// What of some segments, in order, lies in each of several adjoining ranges, to be written: one list of pieces per range,
+/// and where in it each begins.
 ///
-/// The lists are small (one fat pointer per variable), and the only allocation of a push.
+/// The lists are small (a pointer and two numbers per variable), and the only allocation of a push.
 pub(crate) fn cut_mut<'a>(
-    segments: &'a mut [&mut [f32]],
+    mut segments: impl Iterator<Item = (usize, &'a mut [f32])>,
     ranges: impl Iterator<Item = Range<usize>>,
-) -> Vec<Vec<&'a mut [f32]>> {
-    let mut segments = segments.iter_mut();
-    let mut rest: &'a mut [f32] = &mut [];
+) -> Vec<Vec<(usize, &'a mut [f32])>> {
+    let (mut start, mut rest): (usize, &'a mut [f32]) = (0, &mut []);
     let mut cuts = Vec::with_capacity(ranges.size_hint().0);
     for range in ranges {
         let mut pieces = Vec::new();
-        let mut missing = range.len();
-        while missing > 0 {
+        loop {
             if rest.is_empty() {
                 let Some(next) = segments.next() else { break };
-                rest = next;
+                (start, rest) = next;
                 continue;
             }
-            let taken = missing.min(rest.len());
+            if start >= range.end {
+                break;
+            }
+            let taken = (range.end - start).min(rest.len());
             let (piece, after) = std::mem::take(&mut rest).split_at_mut(taken);
-            pieces.push(piece);
-            rest = after;
-            missing -= taken;
+            pieces.push((start - range.start, piece));
+            (start, rest) = (start + taken, after);
         }
         cuts.push(pieces);
     }
@@ -67,15 +77,28 @@ mod tests {
 
             let mut copy = vec![0.0; 101];
             let (a, b) = copy.split_at_mut(40);
-            for (pieces, range) in cut_mut(&mut [a, b], ranges()).into_iter().zip(ranges()) {
-                let mut source = &flat[range];
-                for piece in pieces {
-                    piece.copy_from_slice(&source[..piece.len()]);
-                    source = &source[piece.len()..];
+            for (pieces, range) in cut_mut(placed(&mut [a, b]), ranges()).into_iter().zip(ranges()) {
+                let mut end = 0;
+                for (at, piece) in pieces {
+                    assert_eq!(at, end);
+                    end += piece.len();
+                    piece.copy_from_slice(&flat[range.clone()][at..end]);
                 }
-                assert!(source.is_empty());
+                assert_eq!(end, range.len());
             }
             assert_eq!(copy, flat);
+            // With gaps.
+            let (a, b) = copy.split_at_mut(40);
+            let segments = [(5, &mut a[5..20]), (48, &mut b[8..60])];
+            for (pieces, range) in cut_mut(segments.into_iter(), ranges()).into_iter().zip(ranges()) {
+                for (at, piece) in pieces {
+                    let place = range.start + at;
+                    assert!(place + piece.len() <= range.end && *piece == flat[place..place + piece.len()]);
+                    piece.fill(-1.0);
+                }
+            }
+            let changed: Vec<usize> = (0..101).filter(|i| copy[*i] == -1.0).collect();
+            assert_eq!(changed, (5..20).chain(48..100).collect::<Vec<_>>());
         }
     }
 }

@@ -39,7 +39,9 @@ mod snapshot;
 pub mod transport;
 pub mod wire;
 
-pub use client::{Awaited, Canceller, ClientOptions, InitState, Outcome, PsClient, Push, Status, Vector};
+pub use client::{
+    Awaited, Canceller, ClientOptions, InitState, Lent, LentPart, Outcome, PsClient, Push, Status, Vector,
+};
 pub use compress::Compress;
 pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
 pub use deterministic::DeterministicTrainer;
@@ -48,6 +50,7 @@ pub use error::{Error, Refusal, Violation};
 pub use layout::{Fingerprint, Layout, Variable, shard_range};
 pub use loader::{Load, Loader, Loading};
 pub use local::LocalTrainer;
+pub use memory::{Block, Blocks};
 pub use optimizer::{Decay, Optimizer, Schedule, Scheduled, Update, Warmup};
 pub use placement::{Held, Placement};
 pub use sequencer::{Action, Event, Mode, Notice, Place, PushMeta, Sequencer};

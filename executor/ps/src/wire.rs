@@ -28,7 +28,7 @@ use crate::sequencer::Place;
 use crate::transport::Connection;
 
 /// Grows with every change of the frames; both sides must speak the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Flag of a Result: the push was not applied.
 pub const DROPPED: u8 = 1;
 /// Flag of an answer of ps:0: no push will be applied any more.
@@ -104,13 +104,17 @@ pub enum Kind {
     Await,
     /// Part of the gradient of a push that is still to come; `rows` is where it begins in the shard. Not answered.
     Slice,
-    /// Asks for a stage of `body` elements in the connection's window. Answered by Ok, whose flag says whether there is one.
+    /// Asks for a stage of `body` elements in the connection's window, and for blocks of `rows` elements in all. Answered by
+    /// Ok, whose flag says whether they are there, and whose `rows` where the blocks begin in the stage's file, bytes.
     Window,
-    /// What the last Result named has been read. Not answered; every other frame says so too.
+    /// What the last Result named has been read. Not answered; the next push says so too.
     Taken,
+    /// What of the gradients from the next push on lies in blocks: for each piece three u64, where it begins in the shard, its
+    /// length, and where it begins in the blocks, elements. Not answered.
+    Blocks,
 }
 
-const KINDS: [Kind; 25] = [
+const KINDS: [Kind; 26] = [
     Kind::Hello,
     Kind::Welcome,
     Kind::Refused,
@@ -136,6 +140,7 @@ const KINDS: [Kind; 25] = [
     Kind::Slice,
     Kind::Window,
     Kind::Taken,
+    Kind::Blocks,
 ];
 
 /// The fixed part of a frame; see the module for the meaning of the fields.

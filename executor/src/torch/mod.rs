@@ -1,7 +1,9 @@
 //! The only place of tch: tensors from Arrow, the model's variables, and what a step does with them.
 
+mod blocks;
 pub(crate) mod deterministic;
 mod device;
+mod lent;
 mod local_sgd;
 pub mod module;
 mod overlap;

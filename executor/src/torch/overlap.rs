@@ -135,4 +135,4 @@ impl Overlap {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

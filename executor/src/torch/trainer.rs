@@ -11,7 +11,9 @@ use tfos_ps::{
     Scheduled, Snapshot,
 };
 
+use super::blocks;
 use super::device::DeviceOptimizer;
+use super::lent::Lending;
 use super::local_sgd::LocalSgd;
 use super::overlap::{Overlap, forget_gradient};
 use super::precision::Full;
@@ -46,6 +48,10 @@ pub(super) struct Trainer {
     begun: Option<Vec<Tensor>>,
     /// CPU copies of variables, gradients and buffers that live on a GPU, for the ps.
     host: Option<(Vec<Tensor>, Vec<Tensor>)>,
+    /// Variables that are where the ps have them. Before the client, as it has to go first.
+    lending: Option<Lending>,
+    /// Where gradients are computed of which the ps needs no copy.
+    blocks: Option<blocks::Source>,
     backend: Backend,
     /// Sends gradients during the backward pass.
     overlap: Option<Overlap>,
@@ -157,6 +163,8 @@ impl Trainer {
             buffers,
             begun: None,
             host,
+            lending: None,
+            blocks: None,
             backend,
             overlap: None,
             chief: begin.chief,
@@ -259,10 +267,12 @@ impl Trainer {
     pub(super) fn step(&mut self, loss: &Tensor, computed: Computed<'_>) -> Result<Stepped, Error> {
         let _full = Full::begin(self.variables.first().map_or(Device::Cpu, Tensor::device))?;
         self.variables.iter().try_for_each(forget_gradient)?;
+        let armed = self.blocks.as_ref().map(blocks::Source::arm);
         match (&self.overlap, &mut self.backend) {
             (Some(overlap), Backend::Ps(client)) => overlap.backward(loss, client)?,
             _ => loss.f_backward()?,
         }
+        drop(armed);
         let mut gradients = Vec::with_capacity(self.variables.len());
         for variable in &self.variables {
             let grad = variable.f_grad()?;
@@ -301,27 +311,38 @@ impl Trainer {
             Backend::Ps(client) => {
                 let buffers = if self.chief && !self.buffers.is_empty() { on_host(&self.buffers)? } else { vec![] };
                 let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
-                let outcome = {
-                    let (params, gradients) = match &mut self.host {
-                        Some((params, grads)) => {
-                            for (host, device) in grads.iter_mut().zip(&gradients) {
-                                host.f_copy_(device)?;
-                            }
-                            (params, &*grads)
+                let (host_params, host_grads) = self.host.as_mut().map(|(params, grads)| (params, grads)).unzip();
+                let gradients = match host_grads {
+                    Some(grads) => {
+                        for (host, device) in grads.iter_mut().zip(&gradients) {
+                            host.f_copy_(device)?;
                         }
-                        None => (&mut self.variables, &gradients),
-                    };
-                    let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
+                        &*grads
+                    }
+                    None => &gradients,
+                };
+                let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
+                let push = Push {
+                    rows: rows.max(1),
+                    loss,
+                    leases,
+                    buffers: (!buffers.is_empty()).then_some(&buffers[..]),
+                    gradients: &gradients,
+                };
+                let outcome = if client.lends() && host_params.is_none() {
+                    let lending = self.lending.get_or_insert_with(|| Lending::new(&self.layout, &self.variables));
+                    lending.check(client)?;
+                    let (outcome, lent) = client.push_pull_lent(push, &mut lending.rest())?;
+                    lending.adopt(&lent)?;
+                    outcome
+                } else {
+                    let params = host_params.unwrap_or(&mut self.variables);
                     let mut params: Vec<&mut [f32]> = params.iter_mut().map(floats_mut).collect();
-                    let push = Push {
-                        rows: rows.max(1),
-                        loss,
-                        leases,
-                        buffers: (!buffers.is_empty()).then_some(&buffers[..]),
-                        gradients: &gradients,
-                    };
                     client.push_pull(push, &mut params)?
                 };
+                if self.blocks.is_none() && self.host.is_none() {
+                    self.blocks = blocks::Source::of(client);
+                }
                 self.upload()?;
                 let rows = if outcome.dropped { 0 } else { rows };
                 Ok(Stepped { stop: outcome.stop, ..Stepped::to(outcome.step, rows) })
@@ -446,7 +467,9 @@ impl Trainer {
     }
 
     /// Tells the ps that this trainer is done; the variables stay usable.
-    pub(super) fn finish(self) -> Result<Option<Self>, Error> {
+    pub(super) fn finish(mut self) -> Result<Option<Self>, Error> {
+        // The ps keeps what it has lent only as long as this node is one of its own.
+        self.lending = None;
         match self.backend {
             Backend::Ps(client) => client.finish().map(|()| None).map_err(Error::from),
             Backend::Averaged(local) => local.into_client().finish().map(|()| None).map_err(Error::from),

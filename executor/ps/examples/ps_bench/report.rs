@@ -7,8 +7,10 @@ use serde_json::json;
 use crate::case::WORKERS;
 use crate::limit::Memory;
 
-/// Passes over the parameters that nobody can leave out: the gradient is copied to the ps (read, written), applied
-/// (gradient read, parameters read and written), and the parameters are copied to the worker (read, written).
+/// Passes over the parameters that nobody can leave out where processes share memory: the gradient is applied (gradient read,
+/// parameters read and written).
+const SHARED_PASSES: f64 = 3.0;
+/// Where they do not, the gradient is also copied to the ps (read, written), and the parameters to the worker.
 const EXCHANGE_PASSES: f64 = 7.0;
 /// The model reads parameters and row for its loss, then the row, and writes the gradient.
 const COMPUTE_PASSES: f64 = 4.0;
@@ -68,12 +70,11 @@ impl Report {
                 continue;
             }
             let rate = median(rates.clone());
-            let exchange = if system.ends_with("sync") && !system.ends_with("async") {
+            let mut exchange = if system.starts_with("tfos-shm") { SHARED_PASSES } else { EXCHANGE_PASSES };
+            if system.ends_with("sync") && !system.ends_with("async") {
                 // One update for all workers.
-                EXCHANGE_PASSES - 2.0 + 2.0 / f64::from(WORKERS)
-            } else {
-                EXCHANGE_PASSES
-            };
+                exchange += 2.0 / f64::from(WORKERS) - 2.0;
+            }
             let passes = exchange + if *what == "step" { COMPUTE_PASSES } else { 0.0 };
             let bound = all * 1e9 / (f64::from(WORKERS) * passes * 4.0 * *elements as f64);
             let peers = self.rates.iter().filter(|((e, w, s), _)| e == elements && w == what && !s.starts_with("tfos"));

@@ -10,7 +10,8 @@ use nix::time::ClockId;
 use tfos_ps::reference::Random;
 use tfos_ps::transport::Tcp;
 use tfos_ps::{
-    ClientOptions, Compress, InitState, Layout, Mode, Optimizer, PsClient, PsServer, Push, ServerEvent, ServerOptions,
+    Block, ClientOptions, Compress, InitState, Layout, LentPart, Mode, Optimizer, PsClient, PsServer, Push,
+    ServerEvent, ServerOptions,
 };
 
 use crate::Failure;
@@ -145,8 +146,9 @@ fn work_as(setting: &Worker<'_>) -> Result<(), Failure> {
     client = client.with_compression(setting.compress);
     let elements = setting.elements;
     let layout = Layout::new([("w".to_owned(), vec![elements as i64])], [])?;
-    let mut params = vec![0.0; elements];
-    let mut gradient = vec![1e-6; elements];
+    let (mut params, mut gradient) = (vec![0.0; elements], vec![1e-6; elements]);
+    // On one host, after the first push: where the ps reads the gradient, and where it has the parameters.
+    let (mut block, mut lent): (Option<Block>, Option<LentPart>) = (None, None);
     let computes = matches!(setting.work, Work::Model);
     let row = if computes { uniform(u64::from(setting.worker), elements) } else { Vec::new() };
     if setting.worker == 0 {
@@ -167,12 +169,21 @@ fn work_as(setting: &Worker<'_>) -> Result<(), Failure> {
         if let Work::Sleep(time) = setting.work {
             std::thread::sleep(time);
         }
+        let gradient: &mut [f32] = block.as_deref_mut().unwrap_or(&mut gradient);
         if computes {
-            last_loss = gradient_of(&params, &row, 1.0, &mut gradient);
+            last_loss = gradient_of(lent.as_deref().unwrap_or(&params), &row, 1.0, gradient);
             first_loss.get_or_insert(last_loss);
         }
-        let push = Push { rows: 1, loss: last_loss, leases: b"lease", buffers: None, gradients: &[&gradient] };
-        Ok(client.push_pull(push, &mut [&mut params])?.step)
+        let push = Push { rows: 1, loss: last_loss, leases: b"lease", buffers: None, gradients: &[gradient] };
+        if !client.lends() || setting.addresses.len() > 1 {
+            let step = client.push_pull(push, &mut [&mut params])?.step;
+            block = client.block(elements);
+            block.iter_mut().for_each(|block| block.fill(1e-6));
+            return Ok(step);
+        }
+        let (outcome, parts) = client.push_pull_lent(push, &mut [])?;
+        lent = parts.part(0..elements);
+        Ok(outcome.step)
     };
     let mut begin = 0;
     for _ in 0..WARM_STEPS {

@@ -114,8 +114,9 @@ fn receive(
     expect_length(connection, "values", range.len() * vectors.len(), header.body)?;
     for vector in vectors {
         // What is before the range is another shard's.
-        let cuts = flat::cut_mut(vector, [0..range.start, range.clone()].into_iter());
-        wire::recv_floats(connection, cuts.into_iter().nth(1).unwrap_or_default())?;
+        let cuts = flat::cut_mut(flat::placed(vector), [0..range.start, range.clone()].into_iter());
+        let pieces = cuts.into_iter().nth(1).unwrap_or_default();
+        wire::recv_floats(connection, pieces.into_iter().map(|(_, piece)| piece))?;
     }
     Ok(())
 }

@@ -2,28 +2,27 @@
 
 use std::ops::Range;
 
+use super::push::Pieces;
 use crate::error::{Error, Violation};
-use crate::flat;
 use crate::transport::{Closer, Connection};
 use crate::wire::{self, Header};
 
 /// Below this many bytes per shard and direction, a thread costs more than it gains.
 const PARALLEL_BYTES: usize = 1 << 18;
 
-/// Sends to and receives from all shards: for large slices each in a thread of its own, otherwise first all
+/// Sends to and receives from all shards, each into its `cuts`: for large slices each in a thread of its own, otherwise first all
 /// sends, then all receives. Neither can lock up, see `wire`.
 pub(super) fn exchange(
     shards: &mut [Box<dyn Connection>],
     closers: &[Box<dyn Closer>],
     ranges: &[Range<usize>],
-    params: &mut [&mut [f32]],
+    cuts: Vec<Pieces<'_>>,
     send: impl Fn(usize, &mut dyn Connection, Range<usize>) -> Result<(), Error> + Sync,
-    recv: impl Fn(usize, &mut dyn Connection, Range<usize>, Vec<&mut [f32]>) -> Result<Header, Error> + Sync,
+    recv: impl Fn(usize, &mut dyn Connection, Range<usize>, Pieces<'_>) -> Result<Header, Error> + Sync,
 ) -> Result<Vec<Header>, Error> {
     let count = shards.len();
     let range = |shard: usize| ranges.get(shard).cloned().unwrap_or_default();
     let total = ranges.last().map_or(0, |last| last.end);
-    let cuts = flat::cut_mut(params, ranges.iter().cloned());
     let shards = shards.iter_mut().zip(cuts).enumerate();
     let results: Vec<Result<Header, Error>> = if size_of::<f32>() * total / count.max(1) < PARALLEL_BYTES {
         // Up to the first error: after it, the answers of the others may never come.
@@ -79,10 +78,10 @@ pub(super) fn recv_params(
     connection: &mut dyn Connection,
     header: &Header,
     range: Range<usize>,
-    pieces: Vec<&mut [f32]>,
+    pieces: Pieces<'_>,
 ) -> Result<(), Error> {
     expect_length(connection, "parameters", range.len(), header.body)?;
-    wire::recv_floats(connection, pieces)
+    wire::recv_floats(connection, pieces.into_iter().map(|(_, piece)| piece))
 }
 
 pub(super) fn expect_length(

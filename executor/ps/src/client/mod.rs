@@ -2,23 +2,25 @@
 
 mod average;
 mod exchange;
+mod lent;
+mod push;
 mod steps;
 mod stream;
 mod types;
 mod window;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub use self::average::Vector;
-use self::exchange::{exchange, expect_length, recv_params};
+use self::exchange::{expect_length, recv_params};
+pub use self::lent::{Lent, LentPart};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
-use self::window::{Windows, lock};
-use crate::cast;
+use self::window::Windows;
 use crate::compress::{Compress, Feedback};
-use crate::error::{Error, Refusal, Violation};
+use crate::error::{Error, Refusal};
 use crate::flat;
-use crate::layout::Layout;
+use crate::layout::{Layout, Variable};
 use crate::loader::{Load, within};
 use crate::optimizer::Scheduled;
 use crate::sequencer::Mode;
@@ -42,6 +44,8 @@ pub struct PsClient {
     total: usize,
     /// Of the shards, in order.
     ranges: Vec<Range<usize>>,
+    /// Of the variables, in order.
+    variables: Vec<Range<usize>>,
     buffers_total: usize,
     compress: Compress,
     /// Ranges of the next push that were sent before it.
@@ -118,6 +122,7 @@ impl PsClient {
             initialised_at,
             total: 0,
             ranges: Vec::new(),
+            variables: Vec::new(),
             buffers_total: 0,
             compress: Compress::None,
             streamed: Vec::new(),
@@ -258,64 +263,6 @@ impl PsClient {
         self.fetch(Kind::Pull, &[], params, buffers)
     }
 
-    /// Pushes a gradient and waits until it is decided and applied on all shards; then `params` holds the new
-    /// parameters. One slice per variable, in layout order.
-    pub fn push_pull(&mut self, push: Push<'_>, params: &mut [&mut [f32]]) -> Result<Outcome, Error> {
-        flat::check("gradients", push.gradients, self.total)?;
-        flat::check("parameters", params, self.total)?;
-        if let Some(buffers) = push.buffers {
-            flat::check("buffers", buffers, self.buffers_total)?;
-        }
-        let sliced = self.complete(push.gradients)?;
-        self.seq += 1;
-        let (mut frame, seq, feedback, windows) = (self.frame(Kind::PushPull), self.seq, &self.feedback, &self.windows);
-        frame.flags = if sliced { wire::SLICED } else { 0 };
-        let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            let window = windows.get(shard).map(lock);
-            let Some(open) = window.as_ref().and_then(|window| window.as_ref()) else {
-                return send_push(shard, connection, range, frame, push.leases, &push, feedback.get(shard));
-            };
-            if !sliced {
-                open.write(connection, flat::cut(push.gradients, range.clone()))?;
-            }
-            let mut frame = frame;
-            frame.flags = wire::WINDOW;
-            send_push(shard, connection, range, frame, push.leases, &push, None)
-        };
-        let recv = |shard: usize, connection: &mut dyn Connection, range: Range<usize>, pieces: Vec<&mut [f32]>| {
-            let header = wire::expect(connection, Kind::Result, "Result")?;
-            if header.seq != seq {
-                let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
-                return Err(wire::violated(connection, violation));
-            }
-            let mut window = windows.get(shard).map(lock);
-            match window.as_mut().and_then(|window| window.as_mut()) {
-                Some(open) if header.flags & wire::WINDOW != 0 => {
-                    open.read(connection, &header, range.len(), pieces)?
-                }
-                _ => recv_params(connection, &header, range, pieces)?,
-            }
-            Ok(header)
-        };
-        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, params, send, recv)?;
-        let Some(first) = answers.first() else {
-            return Err(Error::Stopped);
-        };
-        if let Some((shard, other)) = answers.iter().enumerate().find(|(_, other)| other.step != first.step) {
-            let violation = Violation::Mismatch { what: "step of the answer", expected: first.step, found: other.step };
-            return Err(Error::Protocol { address: self.address(shard), violation });
-        }
-        self.step = first.step;
-        let (dropped, stop) = (first.flags & wire::DROPPED != 0, first.flags & wire::STOP != 0);
-        if dropped {
-            for (feedback, range) in self.feedback.iter().zip(&self.ranges) {
-                feedback.lock().unwrap_or_else(PoisonError::into_inner).undo(flat::cut(push.gradients, range.clone()));
-            }
-        }
-        self.open_windows()?;
-        Ok(Outcome { step: self.step, dropped, stop })
-    }
-
     /// A frame of the next push.
     fn frame(&self, kind: Kind) -> Header {
         let mut header = Header::new(kind);
@@ -354,6 +301,8 @@ impl PsClient {
     fn adopt(&mut self, layout: &Layout) -> Result<(), Error> {
         self.total = layout.total;
         self.ranges = layout.ranges(self.shards.len()).collect();
+        let place = |variable: &Variable| variable.offset..variable.offset + variable.len();
+        self.variables = layout.variables.iter().map(place).collect();
         let longest = self.ranges.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         if matches!(self.compress, Compress::TopK { .. }) && u32::try_from(longest).is_err() {
             let expected = format!("none or bf16 for a ps of {longest} elements: an index has 32 bits");
@@ -379,7 +328,7 @@ impl PsClient {
         flat::check("parameters", params, self.total)?;
         flat::check("buffers", buffers, self.buffers_total)?;
         let worker = self.worker;
-        let mut cuts = flat::cut_mut(params, self.ranges.iter().cloned()).into_iter();
+        let mut cuts = flat::cut_mut(flat::placed(params), self.ranges.iter().cloned()).into_iter();
         let mut status = Status { step: u64::MAX, stop: false };
         // One after the other: ps:0 answers first when all are initialised, and a start is rare.
         for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
@@ -399,42 +348,6 @@ impl PsClient {
         self.step = status.step;
         Ok(status)
     }
-}
-
-/// The shard's slice of a push; ps:0 also gets `meta` and what else belongs to it.
-fn send_push(
-    shard: usize,
-    connection: &mut dyn Connection,
-    range: Range<usize>,
-    mut header: Header,
-    meta: &[u8],
-    push: &Push<'_>,
-    feedback: Option<&Mutex<Feedback>>,
-) -> Result<(), Error> {
-    let (mut meta, mut buffers) = (meta, push.buffers);
-    if shard == 0 {
-        (header.rows, header.loss) = (push.rows, push.loss);
-    } else {
-        (meta, buffers) = (&[], None);
-    }
-    if let Some(buffers) = buffers {
-        header.flags |= wire::BUFFERS;
-        header.aux = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-    }
-    let buffers = buffers.unwrap_or(&[]).iter().copied();
-    if header.flags & (wire::SLICED | wire::WINDOW) != 0 {
-        return wire::send(connection, header, meta, buffers);
-    }
-    let gradient = flat::cut(push.gradients, range.clone());
-    let Some(feedback) = feedback else {
-        header.body = range.len() as u64;
-        return wire::send(connection, header, meta, gradient.chain(buffers));
-    };
-    let mut feedback = feedback.lock().unwrap_or_else(PoisonError::into_inner);
-    header.flags |= feedback.compress().flag();
-    let codes = cast::floats(feedback.encode(gradient));
-    header.body = codes.len() as u64;
-    wire::send(connection, header, meta, std::iter::once(codes).chain(buffers))
 }
 
 impl Drop for PsClient {

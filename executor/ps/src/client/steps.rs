@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use super::exchange::{exchange, expect_length, recv_params};
-use super::{Awaited, PsClient, Push, send_push};
+use super::push::send_push;
+use super::{Awaited, PsClient, Push};
 use crate::compress::Compress;
 use crate::error::{Error, Violation};
 use crate::flat;
@@ -41,7 +42,9 @@ impl PsClient {
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
             send_push(shard, connection, range, frame, &meta, &push, None)
         };
-        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, &mut [], send, |_, connection, _, _| {
+        // No parameters come back.
+        let cuts = self.ranges.iter().map(|_| Vec::new()).collect();
+        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, cuts, send, |_, connection, _, _| {
             let header = wire::expect(connection, Kind::Ok, "Ok")?;
             if header.seq != seq {
                 let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
@@ -63,7 +66,7 @@ impl PsClient {
         flat::check("parameters", params, self.total)?;
         flat::check("buffers", buffers, self.buffers_total)?;
         let worker = self.worker;
-        let mut cuts = flat::cut_mut(params, self.ranges.iter().cloned()).into_iter();
+        let mut cuts = flat::cut_mut(flat::placed(params), self.ranges.iter().cloned()).into_iter();
         // One after the other: ps:0 decides, so when it is there the others soon are too.
         for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
             let connection = &mut **connection;

@@ -2,12 +2,12 @@
 //!
 //! Small slices are fused: frames are gathered until they have [`BUCKET`] bytes, and go out together. The push itself then
 //! sends what is still missing, so who calls needs no count of what has come. To a ps with a window nothing is
-//! sent, slices are copied to their places.
+//! sent: slices are copied to their places, or lie in blocks already.
 
 use std::ops::Range;
 
 use super::PsClient;
-use super::window::lock;
+use super::window::{Written, lock};
 use crate::compress::Compress;
 use crate::error::Error;
 use crate::flat;
@@ -32,9 +32,15 @@ impl PsClient {
             if len == 0 || end > self.total {
                 return Ok(());
             }
-            self.streamed.push(start..end);
-            if self.write_slice(start, slice.as_ref())? {
-                return Ok(());
+            match self.write_slice(start, slice.as_ref())? {
+                // The push finds it there again, or does not, and copies it.
+                Written::InPlace => return Ok(()),
+                written => {
+                    self.streamed.push(start..end);
+                    if matches!(written, Written::Wholly) {
+                        return Ok(());
+                    }
+                }
             }
             bytes += size_of_val(slice.as_ref());
             bucket.push((start, slice));

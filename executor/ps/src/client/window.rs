@@ -1,4 +1,4 @@
-//! A worker's end of the windows: gradients are copied to where the ps adds them up, parameters from where it keeps them.
+//! A worker's end of the windows: gradients lie or are copied where the ps reads them, parameters are read where it keeps them.
 //!
 //! See [`crate::transport::Window`]. Only pushes that wait for their result use them, after the first one; what is compressed
 //! is small, and goes through the stream.
@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::PsClient;
+use super::push::Pieces;
 use crate::compress::Compress;
 use crate::error::{Error, Violation};
-use crate::memory::View;
+use crate::memory::{Access, Block, Blocks, View, needed};
 use crate::transport::{Connection, Pages, Window};
 use crate::wire::{self, Header, Kind};
 
@@ -24,8 +25,15 @@ const LARGE: usize = 4 << 20;
 pub(super) struct Open {
     pages: Arc<Pages>,
     stage: View,
+    /// Behind the stage; `None` where no variable is worth one.
+    blocks: Option<Arc<Blocks>>,
+    /// What of the next gradient lies in blocks, and what of the last one did, as the ps was told.
+    table: Vec<u8>,
+    told: Vec<u8>,
     /// Versions of the parameters that were read, by where they begin.
-    versions: Vec<(u64, View)>,
+    versions: Vec<(u64, Arc<View>)>,
+    /// The one of the last answer.
+    last: Option<Arc<View>>,
 }
 
 /// Of each shard; `None` where it has none. Each is used by the thread that talks to it.
@@ -37,6 +45,17 @@ impl PsClient {
         self.windows.iter().filter(|window| lock(window).is_some()).count()
     }
 
+    /// Where gradients can be computed of which no copy is made; see [`Blocks`]. Each ps of this host has some, for the
+    /// variables that it holds in one piece.
+    pub fn blocks(&self) -> Vec<Arc<Blocks>> {
+        self.windows.iter().filter_map(|window| lock(window).as_ref()?.blocks.clone()).collect()
+    }
+
+    /// One of those blocks, for `len` elements.
+    pub fn block(&self, len: usize) -> Option<Block> {
+        self.blocks().iter().find_map(|blocks| blocks.take(len))
+    }
+
     /// After the first push that waited for its result, for the next.
     pub(super) fn open_windows(&mut self) -> Result<(), Error> {
         if self.windows.len() == self.shards.len() {
@@ -46,7 +65,9 @@ impl PsClient {
         for (connection, range) in self.shards.iter_mut().zip(&self.ranges) {
             let window = match connection.window() {
                 Some(Window::Theirs(pages)) if self.compress == Compress::None => {
-                    open(&mut **connection, pages, range)?
+                    let whole = |variable: &&Range<usize>| range.start <= variable.start && variable.end <= range.end;
+                    let variables: Vec<usize> = self.variables.iter().filter(whole).map(|v| v.len()).collect();
+                    open(&mut **connection, pages, range, &variables)?
                 }
                 _ => None,
             };
@@ -56,38 +77,65 @@ impl PsClient {
         Ok(())
     }
 
-    /// Copies the part of a slice that lies in each window; whether all ps have one.
-    pub(super) fn write_slice(&self, start: usize, slice: &[f32]) -> Result<bool, Error> {
-        let mut all = !self.windows.is_empty();
+    /// Copies the part of a slice that lies in each window.
+    pub(super) fn write_slice(&self, start: usize, slice: &[f32]) -> Result<Written, Error> {
+        let mut written = if self.windows.is_empty() { Written::Partly } else { Written::Wholly };
         for (shard, (window, range)) in self.windows.iter().zip(&self.ranges).enumerate() {
             let here = start.max(range.start)..(start + slice.len()).min(range.end);
             match lock(window).as_ref() {
                 Some(open) if !here.is_empty() => {
                     let part = &slice[here.start - start..here.end - start];
-                    let written = open.stage.write(here.start - range.start, part);
-                    written.map_err(|source| Error::PeerLost { address: self.address(shard), source })?;
+                    if part.len() == slice.len() && open.find(part).is_some() {
+                        return Ok(Written::InPlace);
+                    }
+                    let copied = open.stage.write(here.start - range.start, part);
+                    copied.map_err(|source| Error::PeerLost { address: self.address(shard), source })?;
                 }
                 Some(_) => {}
-                None => all = false,
+                None => written = Written::Partly,
             }
         }
-        Ok(all)
+        Ok(written)
     }
 }
 
-fn open(connection: &mut dyn Connection, pages: Arc<Pages>, range: &Range<usize>) -> Result<Option<Open>, Error> {
+/// How much of a slice needs no stream.
+pub(super) enum Written {
+    /// Some ps has no window.
+    Partly,
+    /// All of it is in stages.
+    Wholly,
+    /// It lies in a block of its ps; where, the push says.
+    InPlace,
+}
+
+fn open(
+    connection: &mut dyn Connection,
+    pages: Arc<Pages>,
+    range: &Range<usize>,
+    variables: &[usize],
+) -> Result<Option<Open>, Error> {
     if range.is_empty() {
         return Ok(None);
     }
+    let elements = needed(variables);
     let mut header = Header::new(Kind::Window);
-    header.body = range.len() as u64;
+    (header.body, header.rows) = (range.len() as u64, elements as u64);
     wire::send(connection, header, &[], [])?;
     let answer = wire::expect(connection, Kind::Ok, "Ok")?;
     if answer.flags & wire::WINDOW == 0 {
         return Ok(None);
     }
-    match View::of(pages.stage(), 0, range.len(), true) {
-        Ok(stage) => Ok(Some(Open { pages, stage, versions: Vec::new() })),
+    let views = || {
+        let stage = View::of(pages.stage(), 0, range.len(), Access::Write)?;
+        let blocks = (elements > 0).then(|| View::of(pages.stage(), answer.rows, elements, Access::Write));
+        Ok::<_, std::io::Error>((stage, blocks.transpose()?.map(|view| Blocks::new(view, variables))))
+    };
+    match views() {
+        Ok((stage, blocks)) => {
+            let (table, told) = (Vec::new(), Vec::new());
+            Ok(Some(Open { pages, stage, blocks, table, told, versions: Vec::new(), last: None }))
+        }
         Err(error) => {
             tracing::warn!(%error, "cannot map the window of {}: gradients go through the ring", connection.peer());
             Ok(None)
@@ -96,52 +144,84 @@ fn open(connection: &mut dyn Connection, pages: Arc<Pages>, range: &Range<usize>
 }
 
 impl Open {
-    /// Copies the gradient, in pieces, to the stage.
-    pub(super) fn write<'a>(
-        &self,
-        connection: &dyn Connection,
+    fn find(&self, slice: &[f32]) -> Option<Range<usize>> {
+        self.blocks.as_ref()?.find(slice)
+    }
+
+    /// Sees to it that the gradient, in pieces, is where the ps reads it: what lies in blocks is told where it has not been, what
+    /// does not is copied to the stage, unless slices have brought it.
+    pub(super) fn place<'a>(
+        &mut self,
+        connection: &mut dyn Connection,
         pieces: impl Iterator<Item = &'a [f32]>,
+        copy: bool,
     ) -> Result<(), Error> {
         let mut at = 0;
+        self.table.clear();
         for piece in pieces {
-            self.stage.write(at, piece).map_err(|source| wire::lost(connection, source))?;
+            match self.find(piece) {
+                Some(place) => {
+                    let numbers = [at, piece.len(), place.start];
+                    self.table.extend(numbers.into_iter().flat_map(|number| (number as u64).to_le_bytes()));
+                }
+                None if copy => self.stage.write(at, piece).map_err(|source| wire::lost(connection, source))?,
+                None => {}
+            }
             at += piece.len();
+        }
+        if self.table != self.told {
+            wire::send(connection, Header::new(Kind::Blocks), &self.table, [])?;
+            std::mem::swap(&mut self.table, &mut self.told);
         }
         Ok(())
     }
 
-    /// Copies the parameters that a Result names to `pieces`, of `len` elements together.
+    /// Copies `pieces` of the parameters that a Result names, `len` elements in all. If they are lent, the ps keeps them.
     pub(super) fn read(
         &mut self,
         connection: &mut dyn Connection,
         header: &Header,
         len: usize,
-        pieces: Vec<&mut [f32]>,
+        pieces: Pieces<'_>,
+        lend: bool,
     ) -> Result<(), Error> {
         let offset = header.rows;
-        if !self.versions.iter().any(|(begin, _)| *begin == offset) {
-            let view = View::of(self.pages.state(), offset, len, false).map_err(|source| {
-                let detail = format!("{len} elements at {offset} of the state: {source}");
-                wire::violated(connection, Violation::Malformed { what: "result", detail })
-            })?;
-            if self.versions.len() == KEPT {
-                self.versions.clear();
+        let known = self.versions.iter().find(|(begin, _)| *begin == offset).map(|(_, view)| Arc::clone(view));
+        let view = match known {
+            Some(view) => view,
+            None => {
+                let access = if lend { Access::Private } else { Access::Read };
+                let view = View::of(self.pages.state(), offset, len, access).map_err(|source| {
+                    let detail = format!("{len} elements at {offset} of the state: {source}");
+                    wire::violated(connection, Violation::Malformed { what: "result", detail })
+                })?;
+                let view = Arc::new(view);
+                if self.versions.len() == KEPT {
+                    self.versions.clear();
+                }
+                self.versions.push((offset, Arc::clone(&view)));
+                view
             }
-            self.versions.push((offset, view));
-        }
-        let Some((_, view)) = self.versions.iter().find(|(begin, _)| *begin == offset) else {
-            return Err(Error::Stopped);
         };
-        let mut at = 0;
-        for piece in pieces {
+        for (at, piece) in pieces {
             view.read(at, piece).map_err(|source| wire::lost(connection, source))?;
-            at += piece.len();
         }
         // Only while the connection stands does the ps keep what it has named.
         if !self.pages.is_open() {
             return Err(wire::lost(connection, std::io::ErrorKind::UnexpectedEof.into()));
         }
-        if len >= LARGE { wire::send(connection, Header::new(Kind::Taken), &[], []) } else { Ok(()) }
+        self.last = lend.then_some(view);
+        if len >= LARGE && !lend { wire::send(connection, Header::new(Kind::Taken), &[], []) } else { Ok(()) }
+    }
+
+    /// The parameters of the last answer, if they were lent.
+    pub(super) fn lent(&self) -> Option<Arc<View>> {
+        self.last.clone()
+    }
+
+    /// Versions are mapped anew.
+    pub(super) fn forget(&mut self) {
+        self.versions.clear();
     }
 }
 

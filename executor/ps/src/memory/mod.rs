@@ -4,6 +4,7 @@
 //! frozen so lies in a file that has no name (`memfd_create`): whoever holds its descriptor still reads it when the
 //! process that filled it has died. The kernel frees it with the last descriptor and mapping.
 
+mod blocks;
 mod chunks;
 mod cut;
 mod pool;
@@ -23,13 +24,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::error::Error;
 
 pub use crate::cast::bytes_mut;
+pub(crate) use blocks::needed;
+pub use blocks::{Block, Blocks};
 pub(crate) use chunks::{Slots, SlotsMut};
 pub(crate) use cut::Copying;
 pub use cut::{Cut, Piece, Source};
 pub(crate) use pool::Pool;
 pub(crate) use stream::fence;
 pub use stream::stream;
-pub(crate) use view::View;
+pub(crate) use view::{Access, View};
 
 /// Elements of a slice of a snapshot, 4 MiB: the unit in which slots are frozen, copied and written.
 pub const CHUNK: usize = 1 << 20;

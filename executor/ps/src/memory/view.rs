@@ -6,20 +6,30 @@
 use std::fs::File;
 use std::io;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+
+/// What may be done to a [`View`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    /// Seen by the other process.
+    Write,
+    /// Read; who writes all the same has a page of its own from then on, which nobody else sees.
+    Private,
+}
 
 /// `len` elements of a file, mapped for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct View {
     map: MmapRaw,
     len: usize,
-    writable: bool,
+    access: Access,
 }
 
 impl View {
     /// From `offset`, bytes; an error unless the file has them and cannot lose them.
-    pub(crate) fn of(file: &File, offset: u64, len: usize, writable: bool) -> io::Result<View> {
+    pub(crate) fn of(file: &File, offset: u64, len: usize, access: Access) -> io::Result<View> {
         let bytes = len.checked_mul(size_of::<f32>()).filter(|bytes| *bytes > 0);
         let end = bytes.and_then(|bytes| offset.checked_add(bytes as u64));
         let sealed =
@@ -29,22 +39,43 @@ impl View {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut options = MmapOptions::new();
-        // All at once: a page at a time costs as much as copying it.
-        options.offset(offset).len(bytes).populate();
-        let map = if writable { options.map_raw(file)? } else { options.map_raw_read_only(file)? };
-        Ok(View { map, len, writable })
+        options.offset(offset).len(bytes);
+        let map = match access {
+            Access::Read => options.populate().map_raw_read_only(file)?,
+            // Its pages are found as they are written: not all of them may be.
+            Access::Write => options.map_raw(file)?,
+            Access::Private => {
+                // SAFETY: the mapping is used through raw pointers alone, and the file cannot become shorter.
+                #[expect(unsafe_code, reason = "a private mapping of a file that another process writes")]
+                let map = MmapRaw::from(unsafe { options.map_copy(file)? });
+                // All at once: a page at a time costs as much as copying it. An old kernel does so.
+                let _ = map.advise(Advice::PopulateRead);
+                map
+            }
+        };
+        Ok(View { map, len, access })
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Of the first element; valid for as long as this lives.
+    pub(crate) fn as_mut_ptr(&self) -> *mut f32 {
+        self.map.as_mut_ptr().cast()
     }
 
     /// Copies all of `from` to element `at` and after.
     pub(crate) fn write(&self, at: usize, from: &[f32]) -> io::Result<()> {
         self.check(at, from.len())?;
-        if !self.writable {
+        if self.access != Access::Write {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         // SAFETY: `check` keeps it within the mapping, which is writable, page-aligned and none of this process' own memory.
         #[expect(unsafe_code, reason = "another process' memory is not borrowed")]
         unsafe {
-            std::ptr::copy_nonoverlapping(from.as_ptr(), self.map.as_mut_ptr().cast::<f32>().add(at), from.len());
+            std::ptr::copy_nonoverlapping(from.as_ptr(), self.as_mut_ptr().add(at), from.len());
         }
         Ok(())
     }
@@ -77,19 +108,27 @@ mod tests {
         let (mut first, second) = (arena.floats(2000).unwrap(), arena.floats(2000).unwrap());
         first[7] = 3.0;
         let file = arena.reader().unwrap();
-        let view = View::of(&file, first.place().1, 2000, false).unwrap();
+        let view = View::of(&file, first.place().1, 2000, Access::Read).unwrap();
         let mut seen = [0.0; 2];
         view.read(6, &mut seen).unwrap();
         assert_eq!(seen, [0.0, 3.0]);
         assert_eq!(view.write(0, &[1.0]).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         assert!(view.read(1999, &mut seen).is_err() && view.read(usize::MAX, &mut seen).is_err());
-        assert!(View::of(&file, first.place().1, 2000, true).is_err(), "a reader's file");
-        let view = View::of(arena.file(), second.place().1, 2000, true).unwrap();
+        assert!(View::of(&file, first.place().1, 2000, Access::Write).is_err(), "a reader's file");
+        let view = View::of(arena.file(), second.place().1, 2000, Access::Write).unwrap();
         view.write(1998, &[1.0, 2.0]).unwrap();
         assert_eq!((second[1998], second[1999]), (1.0, 2.0));
+        // What is changed here is nobody else's, and what they change elsewhere is seen.
+        let private = View::of(&file, first.place().1, 2000, Access::Private).unwrap();
+        // SAFETY: the first page of a mapping of two.
+        unsafe { private.as_mut_ptr().write(9.0) };
+        first[1999] = 4.0;
+        private.read(0, &mut seen[..1]).unwrap();
+        private.read(1999, &mut seen[1..]).unwrap();
+        assert_eq!((seen, first[0]), ([9.0, 4.0], 0.0));
         let end = file.metadata().unwrap().len();
         for (offset, len) in [(end, 1), (0, end as usize), (u64::MAX, 1), (0, usize::MAX), (0, 0)] {
-            assert!(View::of(&file, offset, len, false).is_err(), "{offset} {len}");
+            assert!(View::of(&file, offset, len, Access::Read).is_err(), "{offset} {len}");
         }
         assert!(arena.file().set_len(0).is_err(), "an arena never shrinks");
     }

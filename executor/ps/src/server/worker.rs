@@ -125,14 +125,13 @@ impl Served<'_> {
         let is_first = self.inner.order.is_some();
         loop {
             let header = wire::recv_header(&mut *self.connection)?;
-            self.window.take_back();
             match header.kind {
                 Kind::PushPull => self.push_pull(header)?,
                 Kind::Push => self.push(header)?,
                 Kind::Slice => self.slice(header)?,
                 Kind::Window => self.open_window(header)?,
-                // Nothing else is to be done.
-                Kind::Taken => {}
+                Kind::Taken => self.window.take_back(),
+                Kind::Blocks => self.hear_blocks(&header)?,
                 Kind::Await => self.await_step(header)?,
                 Kind::Init => self.init(header)?,
                 Kind::Begin => self.install()?,
@@ -242,6 +241,7 @@ impl Served<'_> {
 
     /// Reads a gradient and stages it; gives what came before it. None if it was refused.
     fn receive(&mut self, header: Header) -> Result<Option<Vec<u8>>, Error> {
+        self.window.take_back();
         let (worker, seq) = (self.worker, header.seq);
         self.check_seq(&header)?;
         let answered = header.kind == Kind::Push;
@@ -268,8 +268,7 @@ impl Served<'_> {
         (staged.worker, staged.seq, staged.answered) = (worker, seq, answered);
         if !elsewhere {
             let coding = Coding::of(&header, len).map_err(|violation| wire::violated(&*self.connection, violation))?;
-            staged.gradient.set_len(len);
-            coding.recv(&mut *self.connection, &mut staged.gradient, &mut staged.codes)?;
+            coding.recv(&mut *self.connection, staged.gradient.own(len), &mut staged.codes)?;
         }
         if has_buffers {
             let buffers = staged.buffers.get_or_insert_default();

@@ -81,19 +81,32 @@ pub(super) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> 
     range.step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
 }
 
-/// What is applied to a block: a factor and the gradient. One part is used as it lies, several are summed in `scratch`.
+/// What is applied to a block: a factor and the gradient. That of one part is used as it lies, if it lies in one piece; several
+/// are summed in `scratch`.
 pub(super) fn aggregated<'a>(
     staged: &'a [Staged],
     parts: &[Part],
     block: Range<usize>,
     scratch: &'a mut [f32],
 ) -> (f32, &'a [f32]) {
-    if let ([part], [staged, ..]) = (parts, staged) {
-        return (part.weight, &staged.gradient[block]);
-    }
     let sum = &mut scratch[..block.len()];
+    if let ([part], [staged, ..]) = (parts, staged) {
+        let mut at = 0;
+        for piece in staged.gradient.pieces(block) {
+            if piece.len() == sum.len() {
+                return (part.weight, piece);
+            }
+            sum[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+        return (part.weight, sum);
+    }
     for (i, (part, staged)) in parts.iter().zip(staged).enumerate() {
-        accumulate(sum, &staged.gradient[block.clone()], part.weight, i == 0);
+        let mut at = 0;
+        for piece in staged.gradient.pieces(block.clone()) {
+            accumulate(&mut sum[at..at + piece.len()], piece, part.weight, i == 0);
+            at += piece.len();
+        }
     }
     (1.0, sum)
 }

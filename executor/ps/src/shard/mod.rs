@@ -4,8 +4,8 @@
 //! buffer, block by block, which costs the memory traffic of an update in place. So whoever holds a version (an
 //! answer on its way to a slow worker, a snapshot on its way to storage) reads it without a lock and without a copy,
 //! and every worker gets the parameters exactly as its own decision left them, on all shards. The price is memory:
-//! one spare version, plus one for each answer or snapshot under way, and in small models for each worker that has a
-//! window ([`crate::transport::Window`]): it reads its version there, until it speaks again.
+//! one spare version, plus one for each answer or snapshot under way, and for each worker that has a window
+//! ([`crate::transport::Window`]): it reads its version there, until it pushes again, and keeps none of its own.
 //!
 //! Slots have no readers but snapshots; they are updated in place, but for what a snapshot holds ([`Slots`]).
 //!
@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::average::SlotState;
-pub(crate) use self::gradient::Gradient;
+pub(crate) use self::gradient::{Gradient, InBlock, InWindow};
 use self::groups::Groups;
 use self::pass::Pass;
 pub(crate) use self::pass::grain;

@@ -1,8 +1,9 @@
 //! Memory that both ends of a connection see, beside its stream: what is large need not go through the stream.
 //!
 //! The frames still do, and say whose turn it is: until a frame says that a gradient is complete, only its worker writes the
-//! stage; from then until the answer only the ps reads it. What an answer names stays as it is until the next frame of
-//! that worker. So each byte is copied once in each direction, by the worker, and by nobody else.
+//! stage; from then until the answer only the ps reads it. Behind the stage are blocks ([`crate::Blocks`]): a gradient
+//! that was computed there is not copied at all, the ps is told where it lies. What an answer names stays as it is until that worker
+//! pushes again, so parameters need not be copied either ([`crate::Lent`]).
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -58,7 +59,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::memory::View;
+    use crate::memory::{Access, View};
     use crate::transport::{Acceptor, SharedAcceptor, connect_shared};
 
     #[test]
@@ -77,9 +78,9 @@ mod tests {
             panic!("no windows");
         };
         let gradient = stage.floats(4).unwrap();
-        View::of(pages.stage(), 0, 4, true).unwrap().write(0, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        View::of(pages.stage(), 0, 4, Access::Write).unwrap().write(0, &[1.0, 2.0, 3.0, 4.0]).unwrap();
         let mut seen = [0.0; 10];
-        View::of(pages.state(), params.place().1, 10, false).unwrap().read(0, &mut seen).unwrap();
+        View::of(pages.state(), params.place().1, 10, Access::Read).unwrap().read(0, &mut seen).unwrap();
         assert_eq!((&gradient[..], seen[3], pages.is_open()), (&[1.0, 2.0, 3.0, 4.0][..], 5.0, true));
         accepted.closer().unwrap().close();
         let begun = Instant::now();

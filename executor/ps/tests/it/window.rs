@@ -5,7 +5,7 @@ use std::thread;
 use tfos_ps::reference::Regression;
 use tfos_ps::transport::{SameHost, Tcp, Transport};
 use tfos_ps::wire::{self, Header, Kind};
-use tfos_ps::{InitState, Layout, Mode, Optimizer, PsClient, Push, ServerEvent};
+use tfos_ps::{Block, InitState, Layout, LentPart, Mode, Optimizer, PsClient, Push, ServerEvent};
 
 use crate::cluster::{Cluster, Worker, adam};
 
@@ -37,6 +37,109 @@ fn trained(transport: &(dyn Transport + Sync), windows: usize) -> Vec<f32> {
 #[test]
 fn a_window_gives_the_same_bits_as_a_stream() {
     assert!(trained(&SameHost, 2) == trained(&Tcp, 0));
+}
+
+/// Adam on one ps and one variable that is worth a block, by two workers in step. With `in_place` nothing is copied: the gradient
+/// is computed where the ps reads it, from parameters where the ps has them.
+fn trained_by(transport: &(dyn Transport + Sync), in_place: bool) -> Vec<f32> {
+    const LEN: usize = 50_000;
+    let cluster = Cluster::start(1, 2);
+    let layout = Layout::new([("a".to_owned(), vec![3]), ("w".to_owned(), vec![LEN as i64])], []).unwrap();
+    thread::scope(|scope| {
+        let worker = |index: u32| {
+            let (cluster, layout) = (&cluster, &layout);
+            scope.spawn(move || {
+                let options = Cluster::options(index);
+                let mut client = PsClient::connect_over(transport, &cluster.addresses, &options).unwrap();
+                let (mut small, mut large) = (vec![0.5f32; 3], vec![0.25f32; LEN]);
+                if index == 0 {
+                    let params: &[&[f32]] = &[&small, &large];
+                    let (optimizer, mode, slots, buffers) = (adam(), SYNC2, &[], &[] as &[&[f32]]);
+                    let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params, slots, buffers };
+                    client.init(layout, state).unwrap();
+                }
+                client.wait_init(layout, &mut [&mut small, &mut large], &mut []).unwrap();
+                let (mut own, mut block, mut lent) = (vec![0.0f32; LEN], None::<Block>, None::<LentPart>);
+                for step in 0..20 {
+                    if block.is_none() && in_place {
+                        block = client.block(LEN);
+                        assert_eq!(block.is_some(), step > 0);
+                    }
+                    let params: &[f32] = lent.as_deref().unwrap_or(&large);
+                    let gradient: &mut [f32] = block.as_deref_mut().unwrap_or(&mut own);
+                    for (i, (gradient, param)) in gradient.iter_mut().zip(params).enumerate() {
+                        *gradient = param * (i % 7) as f32 + (index as f32 - 0.3) * step as f32;
+                    }
+                    let gradients: &[&[f32]] = &[&[1.0, 2.0, step as f32], gradient];
+                    let push = Push { rows: 1, loss: 0.0, leases: &[], buffers: None, gradients };
+                    if step % 3 == 1 {
+                        client.stream([(3, gradients[1])]).unwrap();
+                    }
+                    if in_place && client.lends() {
+                        lent = client.push_pull_lent(push, &mut [(0, &mut small)]).unwrap().1.part(3..3 + LEN);
+                        assert!(lent.is_some());
+                    } else {
+                        client.push_pull(push, &mut [&mut small, &mut large]).unwrap();
+                    }
+                }
+                let result = [&small[..], lent.as_deref().unwrap_or(&large)].concat();
+                client.finish().unwrap();
+                result
+            })
+        };
+        let [a, b] = [worker(0), worker(1)].map(|thread| thread.join().unwrap());
+        assert!(a == b);
+        a
+    })
+}
+
+#[test]
+fn what_is_not_copied_gives_the_same_bits() {
+    let copied = trained_by(&Tcp, false);
+    assert!(copied == trained_by(&SameHost, false));
+    assert!(copied == trained_by(&SameHost, true));
+    assert!(copied.iter().all(|value| value.is_finite() && *value != 0.25));
+}
+
+#[test] // PS-8
+fn what_is_lent_is_one_version_until_the_next_push() {
+    const LEN: usize = 300_000;
+    let cluster = Cluster::start(1, 3);
+    let layout = Layout::new([("w".to_owned(), vec![LEN as i64])], []).unwrap();
+    let pushes = 60;
+    thread::scope(|scope| {
+        for index in 0..3u32 {
+            let (cluster, layout) = (&cluster, &layout);
+            scope.spawn(move || {
+                let mut client = cluster.connect(index);
+                let (mut params, gradient) = (vec![0.0f32; LEN], vec![1.0f32; LEN]);
+                if index == 0 {
+                    let (optimizer, params) = (Optimizer::sgd(1.0).into(), &[&params[..]]);
+                    let (mode, slots, buffers) = (Mode::Async, &[], &[] as &[&[f32]]);
+                    let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params, slots, buffers };
+                    client.init(layout, state).unwrap();
+                }
+                client.wait_init(layout, &mut [&mut params], &mut []).unwrap();
+                let gradients: &[&[f32]] = &[&gradient];
+                let push = || Push { rows: 1, loss: 0.0, leases: &[], buffers: None, gradients };
+                assert!(client.push_pull_lent(push(), &mut []).is_err(), "before there is a window");
+                client.push_pull(push(), &mut [&mut params]).unwrap();
+                for _ in 1..pushes {
+                    let (outcome, lent) = client.push_pull_lent(push(), &mut []).unwrap();
+                    let part = lent.part(0..LEN).unwrap();
+                    // Whatever else is said meanwhile, and whoever else pushes.
+                    let mut seen = client.idle().unwrap().step;
+                    for _ in 0..3 {
+                        let odd = part.iter().position(|&value| value != -(outcome.step as f32));
+                        assert_eq!(odd.map(|at| (at, part[at])), None, "step {}, others at {seen}", outcome.step);
+                        seen = client.active().unwrap().step;
+                    }
+                }
+                client.finish().unwrap();
+            });
+        }
+    });
+    assert_eq!(cluster.servers[0].step(), Some(3 * pushes));
 }
 
 #[test] // PS-8
@@ -99,17 +202,18 @@ fn a_worker_that_dies_while_it_writes_leaves_nothing() {
 fn a_push_into_a_window_that_is_not_there_ends_the_connection_and_no_other() {
     let (problem, cluster) = (Regression::new(30, 5), Cluster::start(1, 2));
     let mut chief = Worker::join(&cluster, 0, &problem, Some((adam(), Mode::Async)));
-    for len in [31, 30] {
+    // Over TCP there is none to push into or to have blocks in, and of another length there is none either.
+    for (len, then) in [(31, Some(Kind::PushPull)), (31, Some(Kind::Blocks)), (30, None)] {
         let (mut stranger, seq) = cluster.stranger();
-        // Over TCP there is none, and of another length there is none either.
         let mut open = Header::new(Kind::Window);
         open.body = len;
         wire::send(&mut *stranger, open, &[], []).unwrap();
-        if len == 31 {
+        if let Some(kind) = then {
             assert_eq!(wire::expect(&mut *stranger, Kind::Ok, "Ok").unwrap().flags, 0);
-            let mut push = Header::new(Kind::PushPull);
-            (push.worker, push.seq, push.flags) = (1, seq, wire::WINDOW);
-            wire::send(&mut *stranger, push, &[], []).unwrap();
+            let mut next = Header::new(kind);
+            (next.worker, next.seq, next.flags) = (1, seq, wire::WINDOW);
+            let table = [0u64, 1, 0].map(u64::to_le_bytes).concat();
+            wire::send(&mut *stranger, next, if kind == Kind::Blocks { &table } else { &[] }, []).unwrap();
         }
         assert!(wire::expect(&mut *stranger, Kind::Result, "Result").is_err());
         cluster.await_event(0, |event| matches!(event, ServerEvent::WorkerLost { worker: 1, .. }).then_some(()));

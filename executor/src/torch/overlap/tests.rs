@@ -78,17 +78,17 @@ impl Connection for Counted {
 }
 
 /// Two layers, the second one with more than a bucket of elements, and a variable that no loss depends on.
-struct Model {
-    layout: Layout,
+pub(in super::super) struct Model {
+    pub(in super::super) layout: Layout,
     /// In layout order: a, b, idle.
-    variables: Vec<Tensor>,
+    pub(in super::super) variables: Vec<Tensor>,
     input: Tensor,
 }
 
 impl Model {
     const WIDE: i64 = 600;
 
-    fn new() -> Model {
+    pub(in super::super) fn new() -> Model {
         let shapes = [("a", vec![8, Self::WIDE]), ("b", vec![Self::WIDE, Self::WIDE]), ("idle", vec![5])];
         let variable = |shape: &Vec<i64>| {
             let count = shape.iter().product::<i64>();
@@ -101,13 +101,13 @@ impl Model {
         Model { layout, variables, input: input.detach().set_requires_grad(true) }
     }
 
-    fn loss(&self) -> Tensor {
+    pub(in super::super) fn loss(&self) -> Tensor {
         self.input.matmul(&self.variables[0]).relu().matmul(&self.variables[1]).square().mean(Kind::Float)
     }
 }
 
 /// A ps that waits for one worker's gradients, and that worker.
-fn cluster(model: &Model, sent: &Arc<Sent>) -> (PsServer, PsClient) {
+pub(in super::super) fn cluster(model: &Model, transport: &dyn Transport) -> (PsServer, PsClient) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peers = vec![listener.local_addr().unwrap().to_string()];
     let options = ServerOptions {
@@ -122,7 +122,7 @@ fn cluster(model: &Model, sent: &Arc<Sent>) -> (PsServer, PsClient) {
     let server = PsServer::start(listener, options, Arc::new(drop)).unwrap();
     let options =
         ClientOptions { worker: 0, token: "t".into(), generation: 1, is_chief: true, connect_timeout: DEADLINE };
-    let mut client = PsClient::connect_over(&Counting(Arc::clone(sent)), &peers, &options).unwrap();
+    let mut client = PsClient::connect_over(transport, &peers, &options).unwrap();
     let params: Vec<&[f32]> = model.variables.iter().map(floats).collect();
     let (optimizer, mode) = (Optimizer::adam(0.01).with_clip_norm(0.5), Mode::Sync { replicas_to_aggregate: 1 });
     let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params: &params, slots: &[], buffers: &[] };
@@ -149,7 +149,7 @@ fn push(model: &mut Model, client: &mut PsClient) {
 fn overlapped_steps_give_the_same_bits() {
     let run = |overlapped: bool| {
         let mut model = Model::new();
-        let (_server, mut client) = cluster(&model, &Arc::default());
+        let (_server, mut client) = cluster(&model, &Tcp);
         let overlap = overlapped.then(|| Overlap::new(&model.layout, &model.variables).unwrap());
         for _ in 0..5 {
             let loss = model.loss();
@@ -188,7 +188,7 @@ extern "C" fn let_go(context: *mut c_void) {
 fn sending_begins_before_the_backward_pass_ends() {
     let mut model = Model::new();
     let sent = Arc::<Sent>::default();
-    let (_server, mut client) = cluster(&model, &sent);
+    let (_server, mut client) = cluster(&model, &Counting(Arc::clone(&sent)));
     let before = *sent.0.lock().unwrap();
     *sent.0.lock().unwrap() -= before;
     let gate = Arc::new(Gate { sent: Arc::clone(&sent), found: Mutex::new(None) });

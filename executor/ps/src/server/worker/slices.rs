@@ -69,10 +69,9 @@ impl Served<'_> {
             if arriving.staged.gradient.len() != len {
                 let free = || lock(&self.inner.shard).as_mut().and_then(|shard| shard.take_free());
                 arriving.staged = self.spare.take().or_else(free).unwrap_or_default();
-                arriving.staged.gradient.set_len(len);
             }
         }
-        if let Some(place) = arriving.staged.gradient.get_mut(start..end) {
+        if let Some(place) = arriving.staged.gradient.own(len).get_mut(start..end) {
             wire::recv_floats(&mut *self.connection, [place])?;
         }
         arriving.add(start..end);
