@@ -72,6 +72,20 @@ pub(super) fn on_host(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     tensors.iter().map(|t| Ok(t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)).collect()
 }
 
+/// Copies on the host in memory that stays where it is, so that a GPU copies from and to it by itself; in other memory where
+/// CUDA has none of it left.
+fn pinned(tensors: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    let pin = |copy: Tensor, device: Device| {
+        let pinned = if device.is_cuda() { copy.f_pin_memory(device) } else { return copy };
+        pinned.unwrap_or_else(|error| {
+            tracing::warn!(%error, "no pinned memory for what goes to {device:?}: copies take longer");
+            copy
+        })
+    };
+    let devices = tensors.iter().map(Tensor::device);
+    Ok(on_host(tensors)?.into_iter().zip(devices).map(|(copy, device)| pin(copy, device)).collect())
+}
+
 /// How a chief begins.
 pub(super) struct Begin<'a> {
     pub(super) optimizer: Scheduled,
@@ -153,7 +167,7 @@ impl Trainer {
             }
         };
         let host = match (&backend, on_cpu) {
-            (Backend::Ps(_), false) => Some((on_host(&trained)?, on_host(&trained)?)),
+            (Backend::Ps(_), false) => Some((pinned(&trained)?, pinned(&trained)?)),
             _ => None,
         };
         let mut trainer = Self {

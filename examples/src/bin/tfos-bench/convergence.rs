@@ -15,23 +15,36 @@ use crate::report::{Report, number};
 /// One row of the table.
 struct Case {
     name: &'static str,
+    /// `--consistency`; one process where it is empty.
     consistency: &'static str,
+    compress: &'static str,
     slowed: bool,
-    /// Batches of one update of the parameters, for the schedule.
+    /// Batches of one update of the parameters.
     per_step: f64,
+    /// Batches whose mean one gradient is: the rate grows with its root, as the noise of the gradient falls with it.
+    averaged: f64,
 }
 
 const NODES: &str = "4";
-const CASES: [Case; 9] = [
-    Case { name: "one process", consistency: "", slowed: false, per_step: 1.0 },
-    Case { name: "sync", consistency: "sync", slowed: false, per_step: 3.0 },
-    Case { name: "sync, one slowed", consistency: "sync", slowed: true, per_step: 3.0 },
-    Case { name: "sync:2", consistency: "sync:2", slowed: false, per_step: 2.0 },
-    Case { name: "sync:2, one slowed", consistency: "sync:2", slowed: true, per_step: 2.0 },
-    Case { name: "ssp:4", consistency: "ssp:4", slowed: false, per_step: 1.0 },
-    Case { name: "async", consistency: "async", slowed: false, per_step: 1.0 },
-    Case { name: "local-sgd:8", consistency: "local-sgd:8", slowed: false, per_step: 24.0 },
-    Case { name: "output.*=async,sync", consistency: "output.*=async,sync", slowed: false, per_step: 3.0 },
+/// Of the optimizer for one batch.
+const RATE: f64 = 0.002;
+
+const fn case(name: &'static str, consistency: &'static str, slowed: bool, per_step: f64, averaged: f64) -> Case {
+    Case { name, consistency, compress: "none", slowed, per_step, averaged }
+}
+
+const CASES: [Case; 11] = [
+    case("one process", "", false, 1.0, 1.0),
+    case("sync", "sync", false, 3.0, 3.0),
+    case("sync, one slowed", "sync", true, 3.0, 3.0),
+    case("sync:2", "sync:2", false, 2.0, 2.0),
+    case("sync:2, one slowed", "sync:2", true, 2.0, 2.0),
+    case("ssp:4", "ssp:4", false, 1.0, 1.0),
+    case("async", "async", false, 1.0, 1.0),
+    case("local-sgd:8", "local-sgd:8", false, 24.0, 1.0),
+    case("output.*=async,sync", "output.*=async,sync", false, 3.0, 3.0),
+    Case { compress: "bf16", ..case("sync, bf16", "sync", false, 3.0, 3.0) },
+    Case { compress: "bf16", ..case("async, bf16", "async", false, 1.0, 1.0) },
 ];
 
 pub(crate) fn run(arguments: &[String]) -> Result<Report, String> {
@@ -83,10 +96,12 @@ fn measure(folder: &Path, epochs: u64, only: Option<&String>) -> Result<Report, 
         let mut flags: Vec<&str> = vec!["--cluster-size", "1"];
         if !case.consistency.is_empty() {
             flags = vec!["--cluster-size", NODES, "--num-ps", "1", "--consistency", case.consistency];
+            flags.extend(["--compress", case.compress]);
         }
         let (epochs, steps) = (epochs.to_string(), (steps.ceil() as u64).to_string());
+        let rate = (RATE * case.averaged.sqrt()).to_string();
         let arguments = ["--network", "cnn", "--data", &train, "--eval-data", &test, "--epochs", &epochs];
-        let schedule = ["--schedule", "cosine", "--schedule-steps", &steps];
+        let schedule = ["--schedule", "cosine", "--schedule-steps", &steps, "--learning-rate", &rate];
         let value = job(&model, &flags, &[&arguments[..], &schedule].concat(), case.slowed)?;
         let figure = |path| number(&value, path);
         report.runs(&format!("{}: accuracy", case.name), "%", &[100.0 * figure("metrics.accuracy")]);
