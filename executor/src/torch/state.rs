@@ -253,6 +253,9 @@ impl NodeContext {
     }
 
     /// Root path of the model's variables: build the network on it, then call [`Self::train_with`].
+    ///
+    /// With parameter servers they are the servers': what is changed here in place is lost with the next step, and a view of
+    /// a variable that was made during training (`w.detach()`) does not see later steps.
     pub fn variables(&self) -> nn::Path<'_> {
         self.torch.vs.root()
     }
