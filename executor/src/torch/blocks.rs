@@ -1,18 +1,22 @@
 //! Gradients that the backward pass leaves where a ps of this host reads them: it computes them in memory of [`Blocks`].
 
+use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tfos_ps::{Block, Blocks, PsClient};
 
-type Take = extern "C" fn(*mut c_void, usize, *mut *mut c_void) -> *mut c_void;
-type Give = extern "C" fn(*mut c_void);
+type Take = extern "C" fn(*mut c_void, usize) -> *mut c_void;
+type Give = extern "C" fn(*mut c_void) -> c_int;
 
 unsafe extern "C" {
     fn tfos_arm(source: *mut c_void, least: usize, take: Take, give: Give) -> c_int;
 }
+
+/// Blocks that tensors have, by their addresses.
+static TAKEN: Mutex<BTreeMap<usize, Block>> = Mutex::new(BTreeMap::new());
 
 /// Bytes from which a tensor may be a gradient that has a block.
 const LEAST: usize = 1 << 16;
@@ -25,20 +29,19 @@ pub(super) struct Source(Box<Vec<Arc<Blocks>>>);
 #[derive(Debug)]
 pub(super) struct Armed<'a>(PhantomData<&'a Source>);
 
-extern "C" fn take(source: *mut c_void, bytes: usize, block: *mut *mut c_void) -> *mut c_void {
+extern "C" fn take(source: *mut c_void, bytes: usize) -> *mut c_void {
     // SAFETY: the source that `arm` gave, which outlives the armed time.
     let blocks = unsafe { &*source.cast::<Vec<Arc<Blocks>>>() };
     let elements = if bytes % size_of::<f32>() == 0 { bytes / size_of::<f32>() } else { 0 };
-    let Some(taken) = blocks.iter().find_map(|blocks| blocks.take(elements)) else { return ptr::null_mut() };
-    let place = taken.as_mut_ptr();
-    // SAFETY: the caller's own variable.
-    unsafe { *block = Box::into_raw(Box::new(taken)).cast() };
+    let Some(block) = blocks.iter().find_map(|blocks| blocks.take(elements)) else { return ptr::null_mut() };
+    let place = block.as_mut_ptr();
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner).insert(place as usize, block);
     place.cast()
 }
 
-extern "C" fn give(block: *mut c_void) {
-    // SAFETY: the box made in `take`, and this runs once for it. A block is `Send`.
-    drop(unsafe { Box::from_raw(block.cast::<Block>()) });
+extern "C" fn give(place: *mut c_void) -> c_int {
+    let block = TAKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&(place as usize));
+    c_int::from(block.is_some())
 }
 
 impl Source {

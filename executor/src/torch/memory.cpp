@@ -8,39 +8,41 @@
 
 namespace {
 
-// A place for so many bytes, and what to give back in the end; null if there is none.
-using Take = void* (*)(void* source, size_t bytes, void** block);
-using Give = void (*)(void* block);
+// A place for so many bytes; null if there is none.
+using Take = void* (*)(void* source, size_t bytes);
+// Gives a place back; 0 if it is none.
+using Give = int (*)(void* place);
 
 struct Armed {
   void* source = nullptr;
   size_t least = 0;
   Take take = nullptr;
-  Give give = nullptr;
 };
 
 thread_local Armed armed;
 
+// Set once, before the first place is taken.
+c10::Allocator* below = nullptr;
+Give give = nullptr;
+
+// Of whatever was allocated: oneDNN frees by the address alone.
+void release(void* place) {
+  if (place != nullptr && give(place) == 0) below->raw_deallocate(place);
+}
+
 class Elsewhere final : public c10::Allocator {
  public:
-  explicit Elsewhere(c10::Allocator* below) : below_(below) {}
-
   c10::DataPtr allocate(size_t bytes) override {
     if (armed.source != nullptr && bytes >= armed.least) {
-      void* block = nullptr;
-      void* place = armed.take(armed.source, bytes, &block);
-      if (place != nullptr) return {place, block, armed.give, c10::Device(c10::DeviceType::CPU)};
+      void* place = armed.take(armed.source, bytes);
+      if (place != nullptr) return {place, place, &release, c10::Device(c10::DeviceType::CPU)};
     }
-    return below_->allocate(bytes);
+    return below->allocate(bytes);
   }
 
-  // There is one deleter for what was allocated below, and another one here.
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
 
-  void copy_data(void* to, const void* from, size_t count) const override { below_->copy_data(to, from, count); }
-
- private:
-  c10::Allocator* below_;
+  void copy_data(void* to, const void* from, size_t count) const override { below->copy_data(to, from, count); }
 };
 
 }  // namespace
@@ -48,19 +50,20 @@ class Elsewhere final : public c10::Allocator {
 extern "C" {
 
 // Until it is called with null, tensors of at least `least` bytes that this thread makes lie where `take(source, …)` says;
-// `give` is called once for each, on any thread. The source has to outlive the armed time, blocks outlive it as they like.
-// 1 if it is done, 0 if libtorch refuses.
-int tfos_arm(void* source, size_t least, Take take, Give give) noexcept {
+// `give`, the same in all calls, is called once for each, on any thread. The source has to outlive the armed time, places
+// outlive it as they like. 1 if it is done, 0 if libtorch refuses.
+int tfos_arm(void* source, size_t least, Take take, Give gives) noexcept {
   try {
     // For good: tensors remember who made them.
-    static Elsewhere* installed = [] {
-      auto* made = new Elsewhere(c10::GetCPUAllocator());
-      c10::SetCPUAllocator(made, UINT8_MAX);
-      return made;
+    static const bool installed = [gives] {
+      below = c10::GetCPUAllocator();
+      give = gives;
+      if (below->raw_deleter() == nullptr) return false;
+      c10::SetCPUAllocator(new Elsewhere(), UINT8_MAX);
+      return true;
     }();
-    (void)installed;
-    armed = Armed{source, least, take, give};
-    return 1;
+    armed = Armed{installed ? source : nullptr, least, take};
+    return installed ? 1 : 0;
   } catch (...) {
     return 0;
   }
