@@ -1,12 +1,28 @@
 //! Rows on their way into a training step, with their addresses.
 
 use tfos_core::rows::{MicroBatch, RowRange};
-use tfos_data::arrow::array::RecordBatch;
+use tfos_data::arrow::array::{Array, AsArray, RecordBatch};
 
 /// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
 pub(super) fn batch_size(rows: &RecordBatch) -> usize {
-    let sliced = |a: &tfos_data::arrow::array::ArrayRef| a.to_data().get_slice_memory_size().unwrap_or(0);
-    rows.columns().iter().map(sliced).sum()
+    rows.columns().iter().map(|column| column_size(column.as_ref())).sum()
+}
+
+fn column_size(column: &dyn Array) -> usize {
+    let nulls = column.nulls().map_or(0, |_| column.len().div_ceil(8));
+    // This is asked several times for each batch, and a general answer costs an allocation for each column.
+    if let Some(width) = column.data_type().primitive_width() {
+        return column.len() * width + nulls;
+    }
+    if let Some(lists) = column.as_list_opt::<i32>()
+        && let Some(width) = lists.value_type().primitive_width()
+        && let [first, .., last] = lists.value_offsets()
+    {
+        let values = (last - first) as usize;
+        let null_values = lists.values().nulls().map_or(0, |_| values.div_ceil(8));
+        return values * width + null_values + size_of_val(lists.value_offsets()) + nulls;
+    }
+    column.to_data().get_slice_memory_size().unwrap_or(0)
 }
 
 /// A piece of a scan's output: consecutive rows of one partition in one epoch.
@@ -94,5 +110,13 @@ impl Batch {
         let tensor = crate::torch::tensor::column(&self.pieces, column)?;
         // Sums over misaligned memory may be grouped in another way.
         if self.micro_batch.is_some() { crate::torch::deterministic::aligned(tensor) } else { Ok(tensor) }
+    }
+
+    /// Several columns side by side as one CPU tensor `[rows, columns]`, with one copy: what `Tensor::stack` of
+    /// [`Self::tensor`] of each would be, for tables of many columns many times faster. See
+    /// [`stacked`](crate::torch::tensor::stacked).
+    #[cfg(feature = "torch")]
+    pub fn stacked(&self, columns: &[&str]) -> Result<crate::torch::Tensor, crate::Error> {
+        Ok(crate::torch::tensor::stacked(&self.pieces, columns)?)
     }
 }

@@ -1,5 +1,7 @@
 //! One column of a batch as one CPU tensor: borrowed from Arrow where its layout is a tensor's, else copied once.
 
+mod stacked;
+
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
@@ -10,6 +12,7 @@ use tfos_data::arrow::datatypes::{
     UInt32Type, UInt64Type,
 };
 
+pub use self::stacked::stacked;
 use super::shim;
 
 /// Why a column is not a tensor. Rows count from 0 over all pieces of the batch.
@@ -81,6 +84,23 @@ pub enum TensorError {
         /// Element type and shape of one row before it.
         expected: String,
     },
+    /// No column was named.
+    #[error("no columns to stack")]
+    NoColumns,
+    /// Columns that were to be stacked are of different types or shapes.
+    #[error(
+        "column `{column}` is {found}, but `{first}` is {expected}; only like columns stack, so CAST one in the query"
+    )]
+    Unlike {
+        /// The column that differs.
+        column: String,
+        /// Its element type and the shape of one row.
+        found: String,
+        /// The first column.
+        first: String,
+        /// Its element type and the shape of one row.
+        expected: String,
+    },
     /// The bytes did not become a tensor.
     #[error("column `{column}`")]
     Memory {
@@ -105,6 +125,22 @@ pub enum TensorError {
 /// integers do); [`is_zero_copy`] tells. Otherwise everything is copied exactly once. The tensor outlives the
 /// pieces. It may share memory with them, so use no in-place operation on it.
 pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError> {
+    let (blocks, rows) = blocks(pieces, name)?;
+    let Some(first) = blocks.first() else { return Err(TensorError::NoPieces { column: name.to_owned() }) };
+    let shape: Vec<i64> = std::iter::once(rows).chain(first.tail.iter().copied()).map(dimension).collect();
+    let memory = |source| TensorError::Memory { column: name.to_owned(), source };
+    if let [Block { values: Values::Bytes(buffer), .. }] = blocks.as_slice() {
+        return shim::tensor_from_buffer(buffer, 0, &shape, first.kind).map_err(memory);
+    }
+    let mut bytes = MutableBuffer::with_capacity(blocks.iter().map(Block::bytes).sum());
+    for block in &blocks {
+        block.append(&mut bytes, name)?;
+    }
+    shim::tensor_from_buffer(&bytes.into(), 0, &shape, first.kind).map_err(memory)
+}
+
+/// The pieces of a column, which agree about it, and their rows; none only where there is no piece.
+fn blocks(pieces: &[RecordBatch], name: &str) -> Result<(Vec<Block>, usize), TensorError> {
     let mut blocks = Vec::with_capacity(pieces.len());
     let mut row = 0;
     for piece in pieces {
@@ -119,25 +155,16 @@ pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError>
     if row > 0 {
         blocks.retain(|block| block.rows > 0);
     }
-    let Some(first) = blocks.first() else { return Err(TensorError::NoPieces { column: name.to_owned() }) };
-    if let Some(other) = blocks.iter().find(|block| (block.kind, &block.tail) != (first.kind, &first.tail)) {
+    let other = blocks.iter().skip(1).find(|block| (block.kind, &block.tail) != (blocks[0].kind, &blocks[0].tail));
+    if let Some(other) = other {
         return Err(TensorError::Mixed {
             column: name.to_owned(),
             row: other.first_row,
             found: other.describe(),
-            expected: first.describe(),
+            expected: blocks[0].describe(),
         });
     }
-    let shape: Vec<i64> = std::iter::once(row).chain(first.tail.iter().copied()).map(dimension).collect();
-    let memory = |source| TensorError::Memory { column: name.to_owned(), source };
-    if let [Block { values: Values::Bytes(buffer), .. }] = blocks.as_slice() {
-        return shim::tensor_from_buffer(buffer, 0, &shape, first.kind).map_err(memory);
-    }
-    let mut bytes = MutableBuffer::with_capacity(blocks.iter().map(Block::bytes).sum());
-    for block in &blocks {
-        block.append(&mut bytes, name)?;
-    }
-    shim::tensor_from_buffer(&bytes.into(), 0, &shape, first.kind).map_err(memory)
+    Ok((blocks, row))
 }
 
 /// Whether `tensor` reads the memory of column `name` of one of `pieces`, rather than a copy of it.

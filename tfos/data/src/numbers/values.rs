@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datafusion::arrow::array::builder::NullBufferBuilder;
 use datafusion::arrow::array::types::{
     ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
@@ -181,19 +182,85 @@ fn narrow<N: Number, const W: usize>(
 /// Indices of more than a byte.
 fn wide<N: Number>(
     bytes: &[u8],
-    bit: usize,
+    mut bit: usize,
     width: usize,
     n: usize,
     dictionary: &Dictionary<N>,
     out: &mut Vec<N::Native>,
 ) -> Result<(), Undecodable> {
     let entries = &dictionary.entries[..dictionary.len];
-    let mask = (1u64 << width) - 1;
-    let mut all = true;
-    out.extend((0..n).map(|i| {
-        let entry = entries.get((word(bytes, bit + i * width) & mask) as usize);
-        all &= entry.is_some();
-        entry.copied().unwrap_or_default()
-    }));
-    if all { Ok(()) } else { Err(NO_ENTRY) }
+    let begin = out.len();
+    out.resize(begin + n, N::Native::default());
+    let mut out = &mut out[begin..];
+    let (mask, mut largest) = ((1u64 << width) - 1, 0);
+    let mut one = |bit: usize, out: &mut N::Native| {
+        let index = (word(bytes, bit) & mask) as u32;
+        *out = entries.get(index as usize).copied().unwrap_or_default();
+        largest = largest.max(index);
+    };
+    // Where a batch begins inside of a group of eight.
+    while bit % 8 != 0
+        && let Some((first, rest)) = std::mem::take(&mut out).split_first_mut()
+    {
+        one(bit, first);
+        (bit, out) = (bit + width, rest);
+    }
+    let done = match width {
+        9 => eights::<N, 9>(bytes, bit, entries, out),
+        10 => eights::<N, 10>(bytes, bit, entries, out),
+        11 => eights::<N, 11>(bytes, bit, entries, out),
+        12 => eights::<N, 12>(bytes, bit, entries, out),
+        13 => eights::<N, 13>(bytes, bit, entries, out),
+        14 => eights::<N, 14>(bytes, bit, entries, out),
+        15 => eights::<N, 15>(bytes, bit, entries, out),
+        16 => eights::<N, 16>(bytes, bit, entries, out),
+        _ => (0, 0),
+    };
+    for (i, out) in out.iter_mut().enumerate().skip(done.0) {
+        one(bit + i * width, out);
+    }
+    if (largest.max(done.1) as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+}
+
+/// Indices of `W` bits, 9 to 16, from a whole byte on: eight of them are `W` bytes, and 16 bytes are read for them. Gives
+/// how many it did, all but what the last bytes have, and the largest.
+fn eights<N: Number, const W: usize>(
+    bytes: &[u8],
+    bit: usize,
+    entries: &[N::Native],
+    out: &mut [N::Native],
+) -> (usize, u32) {
+    let mask = (1u32 << W) - 1;
+    let mut from = bytes.get(bit / 8..).unwrap_or_default();
+    let (mut done, mut largest) = (0, 0);
+    for out in out.as_chunks_mut::<8>().0 {
+        let (Some(group), Some(rest)) = (from.first_chunk::<16>(), from.get(W..)) else { break };
+        let group = u128::from_le_bytes(*group);
+        let indices: [u32; 8] = std::array::from_fn(|i| (group >> (i * W)) as u32 & mask);
+        for (out, index) in out.iter_mut().zip(indices) {
+            *out = entries.get(index as usize).copied().unwrap_or_default();
+            largest = largest.max(index);
+        }
+        from = rest;
+        done += 8;
+    }
+    (done, largest)
+}
+
+/// Moves the values from `begin` on to the places that have one.
+pub(super) fn spread<T: Copy + Default>(values: &mut Vec<T>, begin: usize, places: usize, items: &NullBufferBuilder) {
+    let mut from = values.len();
+    let (true, Some(valid)) = (from < places, items.as_slice()) else { return };
+    values.resize(places, T::default());
+    for to in (begin..places).rev() {
+        if from == to + 1 {
+            break;
+        }
+        values[to] = if valid[to / 8] >> (to % 8) & 1 == 1 {
+            from -= 1;
+            values[from]
+        } else {
+            T::default()
+        };
+    }
 }

@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::*;
 use crate::error::Error;
-use crate::lists::hybrid::Hybrid;
-use crate::lists::levels::{Levels, Lists, Meaning};
-use crate::lists::values::{Dictionary, Values};
+use crate::numbers::hybrid::Hybrid;
+use crate::numbers::levels::{Levels, Lists, Meaning};
+use crate::numbers::values::{Dictionary, Values};
 use datafusion::arrow::array::types::{Float64Type, UInt8Type};
 
 #[tokio::test] // PQT-2
@@ -21,7 +21,7 @@ async fn flipped_bits() {
         let footer = u32::from_le_bytes(*whole[..whole.len() - 4].last_chunk().unwrap()) as usize;
         std::fs::write(&damaged, &whole).unwrap();
         let ctx = session();
-        let plan = planned(&ctx, &damaged, "select x, label from t").await;
+        let plan = planned(&ctx, &damaged, "select x, label, y from t").await;
         let task = task(&ctx, 64);
         for _ in 0..10 {
             let mut bytes = whole.clone();
