@@ -11,6 +11,8 @@ mod usage;
 
 pub use again::rows_at;
 pub use batch::Batch;
+#[cfg(feature = "torch")]
+pub(crate) use batch::Part;
 pub use data_feed::DataFeed;
 pub(crate) use data_feed::{Begun, Hooks};
 pub(crate) use prefetch::{Leases, Order, prefetch};

@@ -1,4 +1,16 @@
 //! One column of a batch as one CPU tensor: borrowed from Arrow where its layout is a tensor's, else copied once.
+//!
+//! | Arrow | tensor |
+//! |---|---|
+//! | signed integers, floats, `UInt8`, `Boolean` | the same kind, `[rows]` |
+//! | `UInt16`, `UInt32`, `UInt64` | `Int`, `Int64`, `Int64` (an error if too large), `[rows]` |
+//! | `FixedSizeList<T, k>` | `T`'s kind, `[rows, k]`; nested, `[rows, k1, k2]` |
+//! | `List<T>`, `LargeList<T>`, all rows of length k | as `FixedSizeList<T, k>` |
+//! | `Binary`, `LargeBinary`, `FixedSizeBinary`, all of length k | `Uint8`, `[rows, k]` |
+//!
+//! Nothing is copied if one part has all the rows and no value needs converting (booleans and wide unsigned
+//! integers do); [`is_zero_copy`] tells. Otherwise everything is copied exactly once. The tensor outlives the
+//! parts. It may share memory with them, so use no in-place operation on it.
 
 mod stacked;
 
@@ -12,8 +24,9 @@ use tfos_data::arrow::datatypes::{
     UInt32Type, UInt64Type,
 };
 
-pub use self::stacked::stacked;
+pub(crate) use self::stacked::stacked;
 use super::shim;
+use crate::feed::Part;
 
 /// Why a column is not a tensor. Rows count from 0 over all pieces of the batch.
 #[derive(Debug, thiserror::Error)]
@@ -111,21 +124,9 @@ pub enum TensorError {
     },
 }
 
-/// Column `name` of all rows of `pieces`, in order, as one contiguous CPU tensor.
-///
-/// | Arrow | tensor |
-/// |---|---|
-/// | signed integers, floats, `UInt8`, `Boolean` | the same kind, `[rows]` |
-/// | `UInt16`, `UInt32`, `UInt64` | `Int`, `Int64`, `Int64` (an error if too large), `[rows]` |
-/// | `FixedSizeList<T, k>` | `T`'s kind, `[rows, k]`; nested, `[rows, k1, k2]` |
-/// | `List<T>`, `LargeList<T>`, all rows of length k | as `FixedSizeList<T, k>` |
-/// | `Binary`, `LargeBinary`, `FixedSizeBinary`, all of length k | `Uint8`, `[rows, k]` |
-///
-/// Nothing is copied if one piece has all the rows and no value needs converting (booleans and wide unsigned
-/// integers do); [`is_zero_copy`] tells. Otherwise everything is copied exactly once. The tensor outlives the
-/// pieces. It may share memory with them, so use no in-place operation on it.
-pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError> {
-    let (blocks, rows) = blocks(pieces, name)?;
+/// Column `name` of all rows of `parts`, in order, as one contiguous CPU tensor; see the module's text.
+pub(crate) fn column(parts: &[Part], name: &str) -> Result<Tensor, TensorError> {
+    let (blocks, rows) = blocks(parts, name)?;
     let Some(first) = blocks.first() else { return Err(TensorError::NoPieces { column: name.to_owned() }) };
     let shape: Vec<i64> = std::iter::once(rows).chain(first.tail.iter().copied()).map(dimension).collect();
     let memory = |source| TensorError::Memory { column: name.to_owned(), source };
@@ -139,17 +140,16 @@ pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError>
     shim::tensor_from_buffer(&bytes.into(), 0, &shape, first.kind).map_err(memory)
 }
 
-/// The pieces of a column, which agree about it, and their rows; none only where there is no piece.
-fn blocks(pieces: &[RecordBatch], name: &str) -> Result<(Vec<Block>, usize), TensorError> {
-    let mut blocks = Vec::with_capacity(pieces.len());
+/// The parts of a column, which agree about it, and their rows; none only where there is no part.
+fn blocks(parts: &[Part], name: &str) -> Result<(Vec<Block>, usize), TensorError> {
+    let mut blocks = Vec::with_capacity(parts.len());
     let mut row = 0;
-    for piece in pieces {
-        let array = piece.column_by_name(name).ok_or_else(|| TensorError::Missing {
-            column: name.to_owned(),
-            available: piece.schema_ref().fields().iter().map(|field| field.name().clone()).collect(),
-        })?;
+    for part in parts {
+        let (rows, from) = part.place();
+        let array = rows.column_by_name(name).ok_or_else(|| missing(rows, name))?;
+        let array = if part.num_rows() == array.len() { Arc::clone(array) } else { array.slice(from, part.num_rows()) };
         blocks.push(Block::new(array, name, row)?);
-        row += piece.num_rows();
+        row += part.num_rows();
     }
     // A list column without rows has no length, so it must not contradict the others.
     if row > 0 {
@@ -165,6 +165,11 @@ fn blocks(pieces: &[RecordBatch], name: &str) -> Result<(Vec<Block>, usize), Ten
         });
     }
     Ok((blocks, row))
+}
+
+fn missing(rows: &RecordBatch, name: &str) -> TensorError {
+    let available = rows.schema_ref().fields().iter().map(|field| field.name().clone()).collect();
+    TensorError::Missing { column: name.to_owned(), available }
 }
 
 /// Whether `tensor` reads the memory of column `name` of one of `pieces`, rather than a copy of it.
@@ -201,10 +206,9 @@ enum Values {
 
 impl Block {
     /// Goes down through the lists of `array` to its elements.
-    fn new(array: &ArrayRef, name: &str, first_row: usize) -> Result<Self, TensorError> {
+    fn new(mut array: ArrayRef, name: &str, first_row: usize) -> Result<Self, TensorError> {
         let rows = array.len();
         let mut tail = Vec::new();
-        let mut array = Arc::clone(array);
         loop {
             let place = Place { name, first_row, per_row: tail.iter().product() };
             if let Some(index) = array.nulls().and_then(|nulls| nulls.iter().position(|valid| !valid)) {

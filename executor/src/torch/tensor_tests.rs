@@ -10,6 +10,18 @@ fn read<T: Element + Copy>(tensor: &Tensor) -> Vec<T> {
     Vec::try_from(tensor.flatten(0, -1)).unwrap()
 }
 
+fn parts(pieces: &[RecordBatch]) -> Vec<Part> {
+    pieces.iter().cloned().map(Part::from).collect()
+}
+
+fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError> {
+    super::column(&parts(pieces), name)
+}
+
+fn stacked(pieces: &[RecordBatch], names: &[&str]) -> Result<Tensor, TensorError> {
+    super::stacked(&parts(pieces), names)
+}
+
 fn batch(array: ArrayRef) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable([("id", id(array.len())), ("x", array)].map(|(n, a)| (n, a, true)))
         .unwrap()
@@ -199,7 +211,7 @@ fn foreign_types_are_told_what_to_do() {
 /// Rows of three columns in two pieces, one of which is a slice, stacked here and by libtorch.
 fn check_stacked(columns: [ArrayRef; 3]) {
     let rows = RecordBatch::try_from_iter(["a", "b", "c"].into_iter().zip(columns)).unwrap();
-    for pieces in [vec![rows.clone()], vec![rows.slice(3, 150)], vec![rows.slice(7, 90), rows.slice(0, 0), rows]] {
+    for pieces in [vec![rows.clone()], vec![rows.slice(3, 150)], vec![rows.slice(7, 90), rows.slice(0, 0), rows.clone()]] {
         for names in [&["c", "a", "b"][..], &["b"], &["a", "a"]] {
             let each: Vec<Tensor> = names.iter().map(|name| column(&pieces, name).unwrap()).collect();
             let (wanted, found) = (Tensor::stack(&each, 1), stacked(&pieces, names).unwrap());
@@ -207,6 +219,11 @@ fn check_stacked(columns: [ArrayRef; 3]) {
             assert!(found.equal(&wanted) && found.is_contiguous(), "{names:?} of {:?}", wanted.kind());
         }
     }
+    // Part of a record batch, as a queue cuts it.
+    let (head, tail) = Part::from(rows.clone()).split(70);
+    let found = super::stacked(&[tail.split(30).0, head], &["b", "c"]).unwrap();
+    let wanted = stacked(&[rows.slice(70, 30), rows.slice(0, 70)], &["b", "c"]).unwrap();
+    assert!(found.equal(&wanted));
 }
 
 #[test]

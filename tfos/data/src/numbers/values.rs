@@ -182,69 +182,61 @@ fn narrow<N: Number, const W: usize>(
 /// Indices of more than a byte.
 fn wide<N: Number>(
     bytes: &[u8],
-    mut bit: usize,
+    bit: usize,
     width: usize,
     n: usize,
     dictionary: &Dictionary<N>,
     out: &mut Vec<N::Native>,
 ) -> Result<(), Undecodable> {
     let entries = &dictionary.entries[..dictionary.len];
-    let begin = out.len();
-    out.resize(begin + n, N::Native::default());
-    let mut out = &mut out[begin..];
-    let (mask, mut largest) = ((1u64 << width) - 1, 0);
-    let mut one = |bit: usize, out: &mut N::Native| {
-        let index = (word(bytes, bit) & mask) as u32;
-        *out = entries.get(index as usize).copied().unwrap_or_default();
-        largest = largest.max(index);
+    let (mask, end) = ((1u64 << width) - 1, out.len() + n);
+    out.reserve(n);
+    let mut largest = 0;
+    let mut some = |bit: usize, n: usize, out: &mut Vec<N::Native>| {
+        out.extend((0..n).map(|i| {
+            let index = (word(bytes, bit + i * width) & mask) as u32;
+            largest = largest.max(index);
+            entries.get(index as usize).copied().unwrap_or_default()
+        }));
     };
-    // Where a batch begins inside of a group of eight.
-    while bit % 8 != 0
-        && let Some((first, rest)) = std::mem::take(&mut out).split_first_mut()
-    {
-        one(bit, first);
-        (bit, out) = (bit + width, rest);
-    }
-    let done = match width {
-        9 => eights::<N, 9>(bytes, bit, entries, out),
-        10 => eights::<N, 10>(bytes, bit, entries, out),
-        11 => eights::<N, 11>(bytes, bit, entries, out),
-        12 => eights::<N, 12>(bytes, bit, entries, out),
-        13 => eights::<N, 13>(bytes, bit, entries, out),
-        14 => eights::<N, 14>(bytes, bit, entries, out),
-        15 => eights::<N, 15>(bytes, bit, entries, out),
-        16 => eights::<N, 16>(bytes, bit, entries, out),
-        _ => (0, 0),
+    // A batch may begin inside of a group of eight, which begin at whole bytes.
+    let before = (0..n.min(8)).find(|i| (bit + i * width).is_multiple_of(8)).unwrap_or(n.min(8));
+    some(bit, before, out);
+    let (from, groups) = ((bit + before * width) / 8, (n - before) / 8);
+    let bytes = bytes.get(from..).unwrap_or_default();
+    let of_groups = match width {
+        9 => eights::<N, 9>(bytes, groups, entries, out),
+        10 => eights::<N, 10>(bytes, groups, entries, out),
+        11 => eights::<N, 11>(bytes, groups, entries, out),
+        12 => eights::<N, 12>(bytes, groups, entries, out),
+        13 => eights::<N, 13>(bytes, groups, entries, out),
+        14 => eights::<N, 14>(bytes, groups, entries, out),
+        15 => eights::<N, 15>(bytes, groups, entries, out),
+        16 => eights::<N, 16>(bytes, groups, entries, out),
+        _ => 0,
     };
-    for (i, out) in out.iter_mut().enumerate().skip(done.0) {
-        one(bit + i * width, out);
-    }
-    if (largest.max(done.1) as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+    let left = end - out.len();
+    some(bit + (n - left) * width, left, out);
+    if (largest.max(of_groups) as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
 }
 
-/// Indices of `W` bits, 9 to 16, from a whole byte on: eight of them are `W` bytes, and 16 bytes are read for them. Gives
-/// how many it did, all but what the last bytes have, and the largest.
+/// Up to `groups` times eight indices of `W` bits, 9 to 16: they are `W` bytes, and 16 bytes are read for them, which the
+/// last ones may not have. Gives the largest.
 fn eights<N: Number, const W: usize>(
     bytes: &[u8],
-    bit: usize,
+    groups: usize,
     entries: &[N::Native],
-    out: &mut [N::Native],
-) -> (usize, u32) {
-    let mask = (1u32 << W) - 1;
-    let mut from = bytes.get(bit / 8..).unwrap_or_default();
-    let (mut done, mut largest) = (0, 0);
-    for out in out.as_chunks_mut::<8>().0 {
-        let (Some(group), Some(rest)) = (from.first_chunk::<16>(), from.get(W..)) else { break };
+    out: &mut Vec<N::Native>,
+) -> u32 {
+    let mut largest = 0;
+    for group in bytes.windows(16).step_by(W).take(groups) {
+        let Some(group) = group.first_chunk::<16>() else { break };
         let group = u128::from_le_bytes(*group);
-        let indices: [u32; 8] = std::array::from_fn(|i| (group >> (i * W)) as u32 & mask);
-        for (out, index) in out.iter_mut().zip(indices) {
-            *out = entries.get(index as usize).copied().unwrap_or_default();
-            largest = largest.max(index);
-        }
-        from = rest;
-        done += 8;
+        let indices: [u32; 8] = std::array::from_fn(|i| (group >> (i * W)) as u32 & ((1 << W) - 1));
+        largest = indices.iter().fold(largest, |largest, index| largest.max(*index));
+        out.extend_from_slice(&indices.map(|index| entries.get(index as usize).copied().unwrap_or_default()));
     }
-    (done, largest)
+    largest
 }
 
 /// Moves the values from `begin` on to the places that have one.
