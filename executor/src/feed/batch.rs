@@ -1,81 +1,11 @@
 //! Rows on their way into a training step, with their addresses.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use tfos_core::rows::{MicroBatch, RowRange};
-use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use tfos_data::arrow::array::RecordBatch;
 
-/// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
-pub(super) fn batch_size(rows: &RecordBatch) -> usize {
-    rows.columns().iter().map(|column| column_size(column.as_ref(), 0, rows.num_rows())).sum()
-}
-
-/// Bytes of `rows` rows from `from` on. It is asked several times for each batch, so what can be is said without a slice.
-fn column_size(column: &dyn Array, from: usize, rows: usize) -> usize {
-    let nulls = column.nulls().map_or(0, |_| rows.div_ceil(8));
-    if let Some(width) = column.data_type().primitive_width() {
-        return rows * width + nulls;
-    }
-    if let Some(lists) = column.as_list_opt::<i32>()
-        && let Some(width) = lists.value_type().primitive_width()
-        && let Some(offsets) = lists.value_offsets().get(from..=from + rows)
-        && let [first, .., last] = offsets
-    {
-        let values = (last - first) as usize;
-        let null_values = lists.values().nulls().map_or(0, |_| values.div_ceil(8));
-        return values * width + null_values + size_of_val(offsets) + nulls;
-    }
-    column.slice(from, rows).to_data().get_slice_memory_size().unwrap_or(0)
-}
-
-/// Consecutive rows of a record batch. Nothing is sliced until a column is asked for: a table may have dozens of them,
-/// and a scan gives many batches of a training step at a time.
-#[derive(Debug, Clone)]
-pub(crate) struct Part {
-    of: Arc<RecordBatch>,
-    from: usize,
-    rows: usize,
-    /// Bytes of a row, where all rows have the same.
-    row_bytes: Option<usize>,
-}
-
-impl From<RecordBatch> for Part {
-    fn from(rows: RecordBatch) -> Self {
-        let width = |column: &ArrayRef| column.data_type().primitive_width().filter(|_| column.nulls().is_none());
-        let row_bytes = rows.columns().iter().map(width).sum();
-        Self { from: 0, rows: rows.num_rows(), row_bytes, of: Arc::new(rows) }
-    }
-}
-
-impl Part {
-    pub(crate) fn num_rows(&self) -> usize {
-        self.rows
-    }
-
-    fn bytes(&self) -> usize {
-        let column = |column: &ArrayRef| column_size(column.as_ref(), self.from, self.rows);
-        self.row_bytes.map_or_else(|| self.of.columns().iter().map(column).sum(), |bytes| bytes * self.rows)
-    }
-
-    pub(crate) fn split(self, n: usize) -> (Self, Self) {
-        let n = n.min(self.rows);
-        let rest = Self { of: Arc::clone(&self.of), from: self.from + n, rows: self.rows - n, ..self };
-        (Self { rows: n, ..self }, rest)
-    }
-
-    /// The record batch that has the rows, and the place of the first one there.
-    #[cfg(feature = "torch")]
-    pub(crate) fn place(&self) -> (&RecordBatch, usize) {
-        (&self.of, self.from)
-    }
-
-    fn sliced(&self) -> RecordBatch {
-        match self.rows == self.of.num_rows() {
-            true => RecordBatch::clone(&self.of),
-            false => self.of.slice(self.from, self.rows),
-        }
-    }
-}
+use super::part::Part;
 
 /// A piece of a scan's output: consecutive rows of one partition in one epoch.
 #[derive(Debug, Clone)]
@@ -100,8 +30,8 @@ impl Piece {
 
     /// The first `n` rows and the rest.
     pub(crate) fn split(self, n: usize) -> (Self, Self) {
-        let (rows, rest) = self.rows.split(n);
-        (Self { rows, ..self }, Self { rows: rest, start: self.start + n as u64, ..self })
+        let rest = Self { rows: self.rows.slice(n, usize::MAX), start: self.start + n as u64, ..self };
+        (Self { rows: self.rows.slice(0, n), ..self }, rest)
     }
 }
 
@@ -154,7 +84,7 @@ impl Batch {
 
     /// The rows as Arrow record batches, in their order.
     pub fn pieces(&self) -> &[RecordBatch] {
-        self.pieces.get_or_init(|| self.parts.iter().map(Part::sliced).collect())
+        self.pieces.get_or_init(|| self.parts.iter().flat_map(Part::batches).collect())
     }
 
     /// One column as a CPU tensor; first dimension is the rows. Without a copy when the batch is one piece

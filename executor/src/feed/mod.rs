@@ -4,6 +4,7 @@ mod again;
 mod batch;
 mod blocks;
 mod data_feed;
+mod part;
 mod prefetch;
 mod queue;
 mod scan;
@@ -12,7 +13,7 @@ mod usage;
 pub use again::rows_at;
 pub use batch::Batch;
 #[cfg(feature = "torch")]
-pub(crate) use batch::Part;
+pub(crate) use part::Part;
 pub use data_feed::DataFeed;
 pub(crate) use data_feed::{Begun, Hooks};
 pub(crate) use prefetch::{Leases, Order, prefetch};

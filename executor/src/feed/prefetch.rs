@@ -84,7 +84,7 @@ async fn fill(
         match step {
             Step::Rows { start, rows } => {
                 range.start = start + rows.num_rows() as u64;
-                queue.push(Piece { rows: rows.into(), epoch: range.epoch, partition: range.partition, start, of });
+                queue.push(Piece { rows, epoch: range.epoch, partition: range.partition, start, of });
             }
             // Where steps end was decided by the rows that the plan had promised.
             Step::End { rows } if micro_batch.is_some() => {

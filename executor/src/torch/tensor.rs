@@ -20,9 +20,10 @@ use tch::{Kind, Tensor};
 use tfos_data::arrow::array::{Array, ArrayData, ArrayRef, ArrowPrimitiveType, AsArray, OffsetSizeTrait, RecordBatch};
 use tfos_data::arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, ScalarBuffer};
 use tfos_data::arrow::datatypes::{
-    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
 };
+use tfos_data::arrow::error::ArrowError;
 
 pub(crate) use self::stacked::stacked;
 use super::shim;
@@ -97,6 +98,14 @@ pub enum TensorError {
         /// Element type and shape of one row before it.
         expected: String,
     },
+    /// Rows of a shuffled block do not fit into one array.
+    #[error("column `{column}`")]
+    Gather {
+        /// The column asked for.
+        column: String,
+        #[source]
+        source: ArrowError,
+    },
     /// No column was named.
     #[error("no columns to stack")]
     NoColumns,
@@ -145,9 +154,9 @@ fn blocks(parts: &[Part], name: &str) -> Result<(Vec<Block>, usize), TensorError
     let mut blocks = Vec::with_capacity(parts.len());
     let mut row = 0;
     for part in parts {
-        let (rows, from) = part.place();
-        let array = rows.column_by_name(name).ok_or_else(|| missing(rows, name))?;
-        let array = if part.num_rows() == array.len() { Arc::clone(array) } else { array.slice(from, part.num_rows()) };
+        let Some(schema) = part.schema() else { continue };
+        let (index, _) = schema.column_with_name(name).ok_or_else(|| missing(schema, name))?;
+        let array = part.column(index).map_err(|source| TensorError::Gather { column: name.to_owned(), source })?;
         blocks.push(Block::new(array, name, row)?);
         row += part.num_rows();
     }
@@ -167,8 +176,8 @@ fn blocks(parts: &[Part], name: &str) -> Result<(Vec<Block>, usize), TensorError
     Ok((blocks, row))
 }
 
-fn missing(rows: &RecordBatch, name: &str) -> TensorError {
-    let available = rows.schema_ref().fields().iter().map(|field| field.name().clone()).collect();
+fn missing(schema: &Schema, name: &str) -> TensorError {
+    let available = schema.fields().iter().map(|field| field.name().clone()).collect();
     TensorError::Missing { column: name.to_owned(), available }
 }
 

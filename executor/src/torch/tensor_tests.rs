@@ -220,8 +220,8 @@ fn check_stacked(columns: [ArrayRef; 3]) {
         }
     }
     // Part of a record batch, as a queue cuts it.
-    let (head, tail) = Part::from(rows.clone()).split(70);
-    let found = super::stacked(&[tail.split(30).0, head], &["b", "c"]).unwrap();
+    let whole = Part::from(rows.clone());
+    let found = super::stacked(&[whole.slice(70, 30), whole.slice(0, 70)], &["b", "c"]).unwrap();
     let wanted = stacked(&[rows.slice(70, 30), rows.slice(0, 70)], &["b", "c"]).unwrap();
     assert!(found.equal(&wanted));
 }

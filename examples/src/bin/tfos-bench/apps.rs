@@ -136,6 +136,7 @@ impl Application for ReadyApp {
     }
 
     fn node(&self, ctx: &mut NodeContext) -> Result<(), NodeError> {
+        let begun = Instant::now();
         let mnist = ctx.arguments().contains("mnist");
         let mut feed = ctx.data_feed()?;
         while let Some(batch) = feed.next_batch(FEED_BATCH)? {
@@ -146,6 +147,7 @@ impl Application for ReadyApp {
             };
             std::hint::black_box(ready);
         }
+        ctx.report_metrics(&[("seconds", begun.elapsed().as_secs_f64())], 1);
         Ok(())
     }
 }

@@ -30,7 +30,7 @@ fn plain(parts: &[Part], names: &[&str]) -> Result<Option<Tensor>, TensorError> 
     let mut all: Option<Kind> = None;
     let mut columns: Vec<&[u8]> = Vec::with_capacity(parts.len() * names.len());
     for part in parts {
-        let (batch, from) = part.place();
+        let Some((batch, from)) = part.in_batch() else { return Ok(None) };
         let mut next = 0;
         for name in names {
             let index = index(batch, name, next)?;
@@ -54,7 +54,7 @@ fn index(batch: &RecordBatch, name: &str, next: usize) -> Result<usize, TensorEr
     if fields.get(next).is_some_and(|field| field.name() == name) {
         return Ok(next);
     }
-    fields.iter().position(|field| field.name() == name).ok_or_else(|| missing(batch, name))
+    fields.iter().position(|field| field.name() == name).ok_or_else(|| missing(batch.schema_ref(), name))
 }
 
 fn numbers(array: &ArrayRef) -> Option<(Kind, &[u8])> {
