@@ -110,7 +110,10 @@ mod tests {
             assert_eq!((part.num_rows(), part.bytes()), (rows, 8 * rows));
             let batch = part.batch().unwrap();
             let (first, rest) = (part.slice(0, rows / 3), part.slice(rows / 3, usize::MAX));
-            assert_eq!([first.batches(), rest.batches()].concat(), [batch.slice(0, rows / 3), batch.slice(rows / 3, rows - rows / 3)]);
+            assert_eq!(
+                [first.batches(), rest.batches()].concat(),
+                [batch.slice(0, rows / 3), batch.slice(rows / 3, rows - rows / 3)]
+            );
             all.push(batch.column(0).as_primitive::<Int64Type>().values().to_vec());
         }
         all

@@ -12,10 +12,10 @@ mod usage;
 
 pub use again::rows_at;
 pub use batch::Batch;
-#[cfg(feature = "torch")]
-pub(crate) use part::Part;
 pub use data_feed::DataFeed;
 pub(crate) use data_feed::{Begun, Hooks};
+#[cfg(feature = "torch")]
+pub(crate) use part::Part;
 pub(crate) use prefetch::{Leases, Order, prefetch};
 pub(crate) use queue::{Queue, batch_bytes};
 pub(crate) use scan::{Scan, direct_source, feed_source};

@@ -132,9 +132,7 @@ impl Part {
         match &self.of {
             Rows::Batch(batch) if self.rows == batch.num_rows() => Ok(RecordBatch::clone(batch)),
             Rows::Batch(batch) => Ok(batch.slice(self.from, self.rows)),
-            Rows::Block(block) => {
-                interleave_record_batch(&block.pieces.iter().collect::<Vec<_>>(), self.order(block))
-            }
+            Rows::Block(block) => interleave_record_batch(&block.pieces.iter().collect::<Vec<_>>(), self.order(block)),
         }
     }
 

@@ -14,8 +14,6 @@
 
 mod stacked;
 
-use std::sync::Arc;
-
 use tch::{Kind, Tensor};
 use tfos_data::arrow::array::{Array, ArrayData, ArrayRef, ArrowPrimitiveType, AsArray, OffsetSizeTrait, RecordBatch};
 use tfos_data::arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, ScalarBuffer};

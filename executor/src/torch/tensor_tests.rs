@@ -1,4 +1,6 @@
 //! Every layout of a column, borrowed and copied, and every reason to refuse one.
+use std::sync::Arc;
+
 use tch::kind::Element;
 use tfos_data::arrow::array::*;
 use tfos_data::arrow::compute;
@@ -211,7 +213,9 @@ fn foreign_types_are_told_what_to_do() {
 /// Rows of three columns in two pieces, one of which is a slice, stacked here and by libtorch.
 fn check_stacked(columns: [ArrayRef; 3]) {
     let rows = RecordBatch::try_from_iter(["a", "b", "c"].into_iter().zip(columns)).unwrap();
-    for pieces in [vec![rows.clone()], vec![rows.slice(3, 150)], vec![rows.slice(7, 90), rows.slice(0, 0), rows.clone()]] {
+    for pieces in
+        [vec![rows.clone()], vec![rows.slice(3, 150)], vec![rows.slice(7, 90), rows.slice(0, 0), rows.clone()]]
+    {
         for names in [&["c", "a", "b"][..], &["b"], &["a", "a"]] {
             let each: Vec<Tensor> = names.iter().map(|name| column(&pieces, name).unwrap()).collect();
             let (wanted, found) = (Tensor::stack(&each, 1), stacked(&pieces, names).unwrap());
@@ -228,7 +232,8 @@ fn check_stacked(columns: [ArrayRef; 3]) {
 
 #[test]
 fn stacked_columns_are_what_libtorch_stacks() {
-    let numbers = |add: i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values((0..200).map(|i| i * 37 % 101 + add))) };
+    let numbers =
+        |add: i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values((0..200).map(|i| i * 37 % 101 + add))) };
     let as_type = |kind: &DataType| [1, 2, 3].map(|add| compute::cast(&numbers(add), kind).unwrap());
     for kind in [
         DataType::UInt8,

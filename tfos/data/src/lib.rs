@@ -27,6 +27,8 @@ pub mod store;
 pub mod tfrecord;
 
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use numbers::hostile as numbers_hostile;
 
 pub use datafusion::prelude::{DataFrame, SessionContext};
 /// The versions of arrow, DataFusion, object_store and parquet that everything else has to use too.

@@ -127,14 +127,24 @@ fn tensor(columns: &[&[u8]], names: &[&str], rows: usize, kind: Kind, tail: &[us
     shim::tensor_from_buffer(&bytes.into(), 0, &shape, kind).map_err(memory)
 }
 
-/// Writes cells of `N` bytes, row after row.
+/// Writes cells of `N` bytes, row after row, of four columns at a time.
 fn lay<const N: usize>(columns: &[&[u8]], out: &mut [u8]) {
-    let out = out.as_chunks_mut::<N>().0;
-    for (step, out) in out.chunks_mut(STEP * columns.len()).enumerate() {
-        for (column, bytes) in columns.iter().enumerate() {
-            let cells = bytes.as_chunks::<N>().0.get(step * STEP..).unwrap_or_default();
-            for (row, cell) in out.chunks_exact_mut(columns.len()).zip(cells) {
-                row[column] = *cell;
+    let width = columns.len();
+    for (step, out) in out.as_chunks_mut::<N>().0.chunks_mut(STEP * width).enumerate() {
+        let of_step = |bytes: &&'_ [u8]| -> usize { bytes.len().min(step * STEP * N) };
+        let (fours, rest) = columns.as_chunks::<4>();
+        for (number, four) in fours.iter().enumerate() {
+            let [a, b, c, d] = four.each_ref().map(|bytes| bytes[of_step(bytes)..].as_chunks::<N>().0);
+            for ((((row, a), b), c), d) in out.chunks_exact_mut(width).zip(a).zip(b).zip(c).zip(d) {
+                if let Some(cells) = row.get_mut(4 * number..).and_then(<[_]>::first_chunk_mut) {
+                    *cells = [*a, *b, *c, *d];
+                }
+            }
+        }
+        for (number, bytes) in rest.iter().enumerate() {
+            let cells = bytes[of_step(bytes)..].as_chunks::<N>().0;
+            for (row, cell) in out.chunks_exact_mut(width).zip(cells) {
+                row[4 * fours.len() + number] = *cell;
             }
         }
     }

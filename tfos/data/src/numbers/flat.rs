@@ -75,7 +75,7 @@ impl<N: Number> ReadColumn for FlatReader<N> {
 }
 
 /// Notes which of the next `n` rows have a value; how many do.
-fn present(levels: &mut Hybrid, n: usize, valid: &mut NullBufferBuilder) -> Result<usize, Undecodable> {
+pub(super) fn present(levels: &mut Hybrid, n: usize, valid: &mut NullBufferBuilder) -> Result<usize, Undecodable> {
     let (mut left, mut there) = (n, 0);
     while left > 0 {
         let run = levels.run()?;

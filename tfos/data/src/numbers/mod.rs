@@ -32,6 +32,7 @@ mod column;
 mod fit;
 mod flat;
 mod group;
+pub mod hostile;
 mod hybrid;
 mod levels;
 mod lists;

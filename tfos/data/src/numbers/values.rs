@@ -53,7 +53,7 @@ number! {
 /// The entries of a dictionary page.
 #[derive(Debug)]
 pub(super) struct Dictionary<N: Number> {
-    /// Filled up to what an index of a byte can say, so that such an index needs no check of its own.
+    /// Filled up to what an index of its own width, or of a byte, can say, so that such an index needs no check of its own.
     entries: Vec<N::Native>,
     len: usize,
 }
@@ -61,9 +61,11 @@ pub(super) struct Dictionary<N: Number> {
 impl<N: Number> Dictionary<N> {
     pub(super) fn new(bytes: &[u8], len: usize) -> Result<Self, Undecodable> {
         let bytes = len.checked_mul(N::BYTES).and_then(|n| bytes.get(..n)).ok_or(Undecodable("a cut dictionary"))?;
-        let mut entries = Vec::with_capacity(len.max(256));
+        // At most twice as many as there are.
+        let filled = len.next_power_of_two().max(256);
+        let mut entries = Vec::with_capacity(filled);
         N::append(bytes, &mut entries);
-        entries.resize(len.max(256), N::Native::default());
+        entries.resize(filled, N::Native::default());
         Ok(Self { entries, len })
     }
 }
@@ -204,39 +206,53 @@ fn wide<N: Number>(
     some(bit, before, out);
     let (from, groups) = ((bit + before * width) / 8, (n - before) / 8);
     let bytes = bytes.get(from..).unwrap_or_default();
-    let of_groups = match width {
-        9 => eights::<N, 9>(bytes, groups, entries, out),
-        10 => eights::<N, 10>(bytes, groups, entries, out),
-        11 => eights::<N, 11>(bytes, groups, entries, out),
-        12 => eights::<N, 12>(bytes, groups, entries, out),
-        13 => eights::<N, 13>(bytes, groups, entries, out),
-        14 => eights::<N, 14>(bytes, groups, entries, out),
-        15 => eights::<N, 15>(bytes, groups, entries, out),
-        16 => eights::<N, 16>(bytes, groups, entries, out),
-        _ => 0,
+    let all = match width {
+        9 => eights::<N, 9>(bytes, groups, dictionary, out),
+        10 => eights::<N, 10>(bytes, groups, dictionary, out),
+        11 => eights::<N, 11>(bytes, groups, dictionary, out),
+        12 => eights::<N, 12>(bytes, groups, dictionary, out),
+        13 => eights::<N, 13>(bytes, groups, dictionary, out),
+        14 => eights::<N, 14>(bytes, groups, dictionary, out),
+        15 => eights::<N, 15>(bytes, groups, dictionary, out),
+        16 => eights::<N, 16>(bytes, groups, dictionary, out),
+        _ => true,
     };
     let left = end - out.len();
     some(bit + (n - left) * width, left, out);
-    if (largest.max(of_groups) as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+    if all && (largest as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
 }
 
 /// Up to `groups` times eight indices of `W` bits, 9 to 16: they are `W` bytes, and 16 bytes are read for them, which the
-/// last ones may not have. Gives the largest.
+/// last ones may not have. None where the dictionary is much smaller than its indices. Whether all have an entry.
 fn eights<N: Number, const W: usize>(
     bytes: &[u8],
     groups: usize,
-    entries: &[N::Native],
+    dictionary: &Dictionary<N>,
     out: &mut Vec<N::Native>,
-) -> u32 {
-    let mut largest = 0;
+) -> bool {
+    let mask = (1u64 << W) - 1;
+    let Some(entries) = dictionary.entries.get(..1 << W) else { return true };
+    // An index of 16 bits taken from the last entry's: negative where there is no entry.
+    let last = dictionary.len as i64 - 1;
+    let mut sign = last;
     for group in bytes.windows(16).step_by(W).take(groups) {
-        let Some(group) = group.first_chunk::<16>() else { break };
-        let group = u128::from_le_bytes(*group);
-        let indices: [u32; 8] = std::array::from_fn(|i| (group >> (i * W)) as u32 & ((1 << W) - 1));
-        largest = indices.iter().fold(largest, |largest, index| largest.max(*index));
-        out.extend_from_slice(&indices.map(|index| entries.get(index as usize).copied().unwrap_or_default()));
+        let (words, _) = group.as_chunks::<8>();
+        let [low, high] = words else { break };
+        let (low, high) = (u64::from_le_bytes(*low), u64::from_le_bytes(*high));
+        let mut eight = [N::Native::default(); 8];
+        for (i, out) in eight.iter_mut().enumerate() {
+            let bit = i * W;
+            let index = match bit {
+                64.. => high >> (bit - 64),
+                _ if bit + W <= 64 => low >> bit,
+                _ => low >> bit | high << (64 - bit),
+            } & mask;
+            sign |= last.wrapping_sub(index as i64);
+            *out = entries[index as usize];
+        }
+        out.extend_from_slice(&eight);
     }
-    largest
+    sign >= 0
 }
 
 /// Moves the values from `begin` on to the places that have one.

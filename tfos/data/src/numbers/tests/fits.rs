@@ -118,7 +118,9 @@ async fn types_that_do_not_fit() {
     let words = cast(&image(), &DataType::List(Arc::new(Field::new("item", DataType::Utf8, true)))).unwrap();
     let halves = cast(&image(), &DataType::List(Arc::new(Field::new("item", DataType::Float16, true)))).unwrap();
     let pair = StructArray::try_from(vec![("image", image()), ("label", label())]).unwrap();
-    for (column, taken) in [(words, 0), (halves, 0), (Arc::new(pair) as ArrayRef, 0), (texts, 0), (image(), 1), (label(), 1)] {
+    for (column, taken) in
+        [(words, 0), (halves, 0), (Arc::new(pair) as ArrayRef, 0), (texts, 0), (image(), 1), (label(), 1)]
+    {
         let folder = Folder::new();
         let kind = column.data_type().clone();
         folder.write("a.parquet", vec![("column", column)], properties());

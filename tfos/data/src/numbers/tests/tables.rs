@@ -64,7 +64,11 @@ fn numbers(rows: usize, random: &mut Random) -> (Field, ArrayRef, String) {
         value
     }));
     let nullable = nulls.is_some() || random.once_in(2);
-    (Field::new("y", kind.clone(), nullable), cast(&array, &kind).unwrap(), format!("{kind} of {distinct}, nulls {nulls:?}"))
+    (
+        Field::new("y", kind.clone(), nullable),
+        cast(&array, &kind).unwrap(),
+        format!("{kind} of {distinct}, nulls {nulls:?}"),
+    )
 }
 
 /// A column of lists; what it is like.
