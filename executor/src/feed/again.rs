@@ -27,6 +27,7 @@ pub async fn rows_at(
             match scan.next(&left).await? {
                 Step::Rows { start, rows } => {
                     let end = start + rows.num_rows() as u64;
+                    let rows = rows.batch().map_err(tfos_data::Error::from)?;
                     found.push((RowRange { start, end, ..left }, rows));
                     left.start = end;
                 }

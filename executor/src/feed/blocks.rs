@@ -3,9 +3,8 @@
 use futures::StreamExt;
 use tfos_core::rows::Shuffle;
 use tfos_data::arrow::array::RecordBatch;
-use tfos_data::arrow::compute::interleave_record_batch;
 
-use super::batch::batch_size;
+use super::part::{Part, batch_size};
 use super::scan::Rows;
 use crate::Error;
 
@@ -72,16 +71,9 @@ impl Block {
         self.order.len()
     }
 
-    /// Its rows in their shuffled order: one copy of them.
-    pub(super) fn permute(self) -> Result<RecordBatch, Error> {
-        let mut places = vec![];
-        for (number, piece) in self.pieces.iter().enumerate() {
-            places.extend((0..piece.num_rows()).map(|row| (number, row)));
-        }
-        let order: Vec<(usize, usize)> =
-            self.order.iter().filter_map(|row| places.get(*row as usize).copied()).collect();
-        let pieces: Vec<&RecordBatch> = self.pieces.iter().collect();
-        Ok(interleave_record_batch(&pieces, &order).map_err(tfos_data::Error::from)?)
+    /// Its rows in their shuffled order.
+    pub(super) fn permuted(self) -> Part {
+        Part::mixed(self.pieces, &self.order)
     }
 }
 
@@ -114,8 +106,14 @@ mod tests {
         let mut all = vec![];
         while let Some(block) = blocks.next().await.unwrap() {
             let rows = block.rows();
-            let batch = block.permute().unwrap();
-            assert_eq!(batch.num_rows(), rows);
+            let part = block.permuted();
+            assert_eq!((part.num_rows(), part.bytes()), (rows, 8 * rows));
+            let batch = part.batch().unwrap();
+            let (first, rest) = (part.slice(0, rows / 3), part.slice(rows / 3, usize::MAX));
+            assert_eq!(
+                [first.batches(), rest.batches()].concat(),
+                [batch.slice(0, rows / 3), batch.slice(rows / 3, rows - rows / 3)]
+            );
             all.push(batch.column(0).as_primitive::<Int64Type>().values().to_vec());
         }
         all

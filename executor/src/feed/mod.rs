@@ -4,6 +4,7 @@ mod again;
 mod batch;
 mod blocks;
 mod data_feed;
+mod part;
 mod prefetch;
 mod queue;
 mod scan;
@@ -13,6 +14,8 @@ pub use again::rows_at;
 pub use batch::Batch;
 pub use data_feed::DataFeed;
 pub(crate) use data_feed::{Begun, Hooks};
+#[cfg(feature = "torch")]
+pub(crate) use part::Part;
 pub(crate) use prefetch::{Leases, Order, prefetch};
 pub(crate) use queue::{Queue, batch_bytes};
 pub(crate) use scan::{Scan, direct_source, feed_source};

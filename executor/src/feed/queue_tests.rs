@@ -12,7 +12,8 @@ const NOW: Duration = Duration::ZERO;
 fn piece(epoch: u32, start: u64, rows: u64) -> Piece {
     let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, false)]));
     let column = Int64Array::from_iter_values(start as i64..(start + rows) as i64);
-    Piece { rows: RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap(), epoch, partition: 0, start, of: None }
+    let rows = RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap();
+    Piece { rows: rows.into(), epoch, partition: 0, start, of: None }
 }
 
 fn batch(queue: &Queue, n: usize) -> Batch {

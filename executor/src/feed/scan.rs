@@ -12,8 +12,8 @@ use tfos_data::arrow::array::RecordBatch;
 use tfos_data::datafusion::physical_plan::ExecutionPlan;
 use tfos_data::tfrecord::{BatchSize, TfRecordReader};
 
-use super::batch::batch_size;
 use super::blocks::{Block, Blocks};
+use super::part::Part;
 use crate::Error;
 
 /// Rows of one record batch of a direct read.
@@ -104,14 +104,14 @@ enum Ordered {
 
 /// Consecutive rows of a cursor.
 enum Chunk {
-    Rows(RecordBatch),
+    Rows(Part),
     Block(Block),
 }
 
 impl Ordered {
     async fn next(&mut self) -> Result<Option<Chunk>, Error> {
         Ok(match self {
-            Self::Plan(rows) => rows.next().await.transpose()?.map(Chunk::Rows),
+            Self::Plan(rows) => rows.next().await.transpose()?.map(|rows| Chunk::Rows(rows.into())),
             Self::Shuffled(blocks) => blocks.next().await?.map(Chunk::Block),
         })
     }
@@ -125,10 +125,10 @@ impl Chunk {
         }
     }
 
-    fn read(self) -> Result<RecordBatch, Error> {
+    fn read(self) -> Part {
         match self {
-            Self::Rows(rows) => Ok(rows),
-            Self::Block(block) => block.permute(),
+            Self::Rows(rows) => rows,
+            Self::Block(block) => block.permuted(),
         }
     }
 }
@@ -139,7 +139,7 @@ struct Cursor {
     at: u64,
     /// Where the partition ends, if that is known.
     end: Option<u64>,
-    left: Option<RecordBatch>,
+    left: Option<Part>,
     /// Bytes of the batch that `left` is of: all of it stays while a part does.
     left_bytes: usize,
     /// Bytes that the reader keeps.
@@ -168,7 +168,7 @@ pub(crate) struct Scan {
 /// One step of a scan.
 pub(crate) enum Step {
     /// Rows from `start` on.
-    Rows { start: u64, rows: RecordBatch },
+    Rows { start: u64, rows: Part },
     /// The partition has that many rows and no more.
     End { rows: u64 },
 }
@@ -227,10 +227,10 @@ impl Scan {
             if take == 0 {
                 continue;
             }
-            let rows = chunk.read()?;
+            let rows = chunk.read();
             if skip + take < count {
-                cursor.left_bytes = cursor.left_bytes.max(batch_size(&rows));
-                cursor.left = Some(rows.slice((skip + take) as usize, (count - skip - take) as usize));
+                cursor.left_bytes = cursor.left_bytes.max(rows.bytes());
+                cursor.left = Some(rows.slice((skip + take) as usize, usize::MAX));
             }
             if cursor.left.is_none() {
                 cursor.left_bytes = 0;

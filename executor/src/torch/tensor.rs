@@ -1,16 +1,31 @@
 //! One column of a batch as one CPU tensor: borrowed from Arrow where its layout is a tensor's, else copied once.
+//!
+//! | Arrow | tensor |
+//! |---|---|
+//! | signed integers, floats, `UInt8`, `Boolean` | the same kind, `[rows]` |
+//! | `UInt16`, `UInt32`, `UInt64` | `Int`, `Int64`, `Int64` (an error if too large), `[rows]` |
+//! | `FixedSizeList<T, k>` | `T`'s kind, `[rows, k]`; nested, `[rows, k1, k2]` |
+//! | `List<T>`, `LargeList<T>`, all rows of length k | as `FixedSizeList<T, k>` |
+//! | `Binary`, `LargeBinary`, `FixedSizeBinary`, all of length k | `Uint8`, `[rows, k]` |
+//!
+//! Nothing is copied if one part has all the rows and no value needs converting (booleans and wide unsigned
+//! integers do); [`is_zero_copy`] tells. Otherwise everything is copied exactly once. The tensor outlives the
+//! parts. It may share memory with them, so use no in-place operation on it.
 
-use std::sync::Arc;
+mod stacked;
 
 use tch::{Kind, Tensor};
 use tfos_data::arrow::array::{Array, ArrayData, ArrayRef, ArrowPrimitiveType, AsArray, OffsetSizeTrait, RecordBatch};
 use tfos_data::arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, ScalarBuffer};
 use tfos_data::arrow::datatypes::{
-    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
 };
+use tfos_data::arrow::error::ArrowError;
 
+pub(crate) use self::stacked::stacked;
 use super::shim;
+use crate::feed::Part;
 
 /// Why a column is not a tensor. Rows count from 0 over all pieces of the batch.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +96,31 @@ pub enum TensorError {
         /// Element type and shape of one row before it.
         expected: String,
     },
+    /// Rows of a shuffled block do not fit into one array.
+    #[error("column `{column}`")]
+    Gather {
+        /// The column asked for.
+        column: String,
+        #[source]
+        source: ArrowError,
+    },
+    /// No column was named.
+    #[error("no columns to stack")]
+    NoColumns,
+    /// Columns that were to be stacked are of different types or shapes.
+    #[error(
+        "column `{column}` is {found}, but `{first}` is {expected}; only like columns stack, so CAST one in the query"
+    )]
+    Unlike {
+        /// The column that differs.
+        column: String,
+        /// Its element type and the shape of one row.
+        found: String,
+        /// The first column.
+        first: String,
+        /// Its element type and the shape of one row.
+        expected: String,
+    },
     /// The bytes did not become a tensor.
     #[error("column `{column}`")]
     Memory {
@@ -91,44 +131,11 @@ pub enum TensorError {
     },
 }
 
-/// Column `name` of all rows of `pieces`, in order, as one contiguous CPU tensor.
-///
-/// | Arrow | tensor |
-/// |---|---|
-/// | signed integers, floats, `UInt8`, `Boolean` | the same kind, `[rows]` |
-/// | `UInt16`, `UInt32`, `UInt64` | `Int`, `Int64`, `Int64` (an error if too large), `[rows]` |
-/// | `FixedSizeList<T, k>` | `T`'s kind, `[rows, k]`; nested, `[rows, k1, k2]` |
-/// | `List<T>`, `LargeList<T>`, all rows of length k | as `FixedSizeList<T, k>` |
-/// | `Binary`, `LargeBinary`, `FixedSizeBinary`, all of length k | `Uint8`, `[rows, k]` |
-///
-/// Nothing is copied if one piece has all the rows and no value needs converting (booleans and wide unsigned
-/// integers do); [`is_zero_copy`] tells. Otherwise everything is copied exactly once. The tensor outlives the
-/// pieces. It may share memory with them, so use no in-place operation on it.
-pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError> {
-    let mut blocks = Vec::with_capacity(pieces.len());
-    let mut row = 0;
-    for piece in pieces {
-        let array = piece.column_by_name(name).ok_or_else(|| TensorError::Missing {
-            column: name.to_owned(),
-            available: piece.schema_ref().fields().iter().map(|field| field.name().clone()).collect(),
-        })?;
-        blocks.push(Block::new(array, name, row)?);
-        row += piece.num_rows();
-    }
-    // A list column without rows has no length, so it must not contradict the others.
-    if row > 0 {
-        blocks.retain(|block| block.rows > 0);
-    }
+/// Column `name` of all rows of `parts`, in order, as one contiguous CPU tensor; see the module's text.
+pub(crate) fn column(parts: &[Part], name: &str) -> Result<Tensor, TensorError> {
+    let (blocks, rows) = blocks(parts, name)?;
     let Some(first) = blocks.first() else { return Err(TensorError::NoPieces { column: name.to_owned() }) };
-    if let Some(other) = blocks.iter().find(|block| (block.kind, &block.tail) != (first.kind, &first.tail)) {
-        return Err(TensorError::Mixed {
-            column: name.to_owned(),
-            row: other.first_row,
-            found: other.describe(),
-            expected: first.describe(),
-        });
-    }
-    let shape: Vec<i64> = std::iter::once(row).chain(first.tail.iter().copied()).map(dimension).collect();
+    let shape: Vec<i64> = std::iter::once(rows).chain(first.tail.iter().copied()).map(dimension).collect();
     let memory = |source| TensorError::Memory { column: name.to_owned(), source };
     if let [Block { values: Values::Bytes(buffer), .. }] = blocks.as_slice() {
         return shim::tensor_from_buffer(buffer, 0, &shape, first.kind).map_err(memory);
@@ -138,6 +145,38 @@ pub fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError>
         block.append(&mut bytes, name)?;
     }
     shim::tensor_from_buffer(&bytes.into(), 0, &shape, first.kind).map_err(memory)
+}
+
+/// The parts of a column, which agree about it, and their rows; none only where there is no part.
+fn blocks(parts: &[Part], name: &str) -> Result<(Vec<Block>, usize), TensorError> {
+    let mut blocks = Vec::with_capacity(parts.len());
+    let mut row = 0;
+    for part in parts {
+        let Some(schema) = part.schema() else { continue };
+        let (index, _) = schema.column_with_name(name).ok_or_else(|| missing(schema, name))?;
+        let array = part.column(index).map_err(|source| TensorError::Gather { column: name.to_owned(), source })?;
+        blocks.push(Block::new(array, name, row)?);
+        row += part.num_rows();
+    }
+    // A list column without rows has no length, so it must not contradict the others.
+    if row > 0 {
+        blocks.retain(|block| block.rows > 0);
+    }
+    let other = blocks.iter().skip(1).find(|block| (block.kind, &block.tail) != (blocks[0].kind, &blocks[0].tail));
+    if let Some(other) = other {
+        return Err(TensorError::Mixed {
+            column: name.to_owned(),
+            row: other.first_row,
+            found: other.describe(),
+            expected: blocks[0].describe(),
+        });
+    }
+    Ok((blocks, row))
+}
+
+fn missing(schema: &Schema, name: &str) -> TensorError {
+    let available = schema.fields().iter().map(|field| field.name().clone()).collect();
+    TensorError::Missing { column: name.to_owned(), available }
 }
 
 /// Whether `tensor` reads the memory of column `name` of one of `pieces`, rather than a copy of it.
@@ -174,10 +213,9 @@ enum Values {
 
 impl Block {
     /// Goes down through the lists of `array` to its elements.
-    fn new(array: &ArrayRef, name: &str, first_row: usize) -> Result<Self, TensorError> {
+    fn new(mut array: ArrayRef, name: &str, first_row: usize) -> Result<Self, TensorError> {
         let rows = array.len();
         let mut tail = Vec::new();
-        let mut array = Arc::clone(array);
         loop {
             let place = Place { name, first_row, per_row: tail.iter().product() };
             if let Some(index) = array.nulls().and_then(|nulls| nulls.iter().position(|valid| !valid)) {

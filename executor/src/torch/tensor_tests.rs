@@ -1,12 +1,27 @@
 //! Every layout of a column, borrowed and copied, and every reason to refuse one.
+use std::sync::Arc;
+
 use tch::kind::Element;
 use tfos_data::arrow::array::*;
+use tfos_data::arrow::compute;
 use tfos_data::arrow::datatypes::*;
 
 use super::*;
 
 fn read<T: Element + Copy>(tensor: &Tensor) -> Vec<T> {
     Vec::try_from(tensor.flatten(0, -1)).unwrap()
+}
+
+fn parts(pieces: &[RecordBatch]) -> Vec<Part> {
+    pieces.iter().cloned().map(Part::from).collect()
+}
+
+fn column(pieces: &[RecordBatch], name: &str) -> Result<Tensor, TensorError> {
+    super::column(&parts(pieces), name)
+}
+
+fn stacked(pieces: &[RecordBatch], names: &[&str]) -> Result<Tensor, TensorError> {
+    super::stacked(&parts(pieces), names)
 }
 
 fn batch(array: ArrayRef) -> RecordBatch {
@@ -193,4 +208,64 @@ fn foreign_types_are_told_what_to_do() {
     ));
     let large = fixed(Arc::new(UInt64Array::from(vec![1, 2, 3, u64::MAX])), 2);
     assert!(matches!(column(&[batch(large)], "x"), Err(TensorError::TooLarge { row: 1, value: u64::MAX, .. })));
+}
+
+/// Rows of three columns in two pieces, one of which is a slice, stacked here and by libtorch.
+fn check_stacked(columns: [ArrayRef; 3]) {
+    let rows = RecordBatch::try_from_iter(["a", "b", "c"].into_iter().zip(columns)).unwrap();
+    for pieces in
+        [vec![rows.clone()], vec![rows.slice(3, 150)], vec![rows.slice(7, 90), rows.slice(0, 0), rows.clone()]]
+    {
+        for names in [&["c", "a", "b"][..], &["b"], &["a", "a"]] {
+            let each: Vec<Tensor> = names.iter().map(|name| column(&pieces, name).unwrap()).collect();
+            let (wanted, found) = (Tensor::stack(&each, 1), stacked(&pieces, names).unwrap());
+            assert_eq!((found.kind(), found.size()), (wanted.kind(), wanted.size()));
+            assert!(found.equal(&wanted) && found.is_contiguous(), "{names:?} of {:?}", wanted.kind());
+        }
+    }
+    // Part of a record batch, as a queue cuts it.
+    let whole = Part::from(rows.clone());
+    let found = super::stacked(&[whole.slice(70, 30), whole.slice(0, 70)], &["b", "c"]).unwrap();
+    let wanted = stacked(&[rows.slice(70, 30), rows.slice(0, 70)], &["b", "c"]).unwrap();
+    assert!(found.equal(&wanted));
+}
+
+#[test]
+fn stacked_columns_are_what_libtorch_stacks() {
+    let numbers =
+        |add: i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values((0..200).map(|i| i * 37 % 101 + add))) };
+    let as_type = |kind: &DataType| [1, 2, 3].map(|add| compute::cast(&numbers(add), kind).unwrap());
+    for kind in [
+        DataType::UInt8,
+        DataType::Int16,
+        DataType::UInt16,
+        DataType::UInt32,
+        DataType::UInt64,
+        DataType::Int64,
+        DataType::Float32,
+        DataType::Float64,
+        DataType::Boolean,
+    ] {
+        check_stacked(as_type(&kind));
+    }
+    check_stacked(as_type(&DataType::Float32).map(|column| {
+        let values = compute::concat(&[column.as_ref(), column.as_ref(), column.as_ref()]).unwrap();
+        fixed(values, 3)
+    }));
+    check_stacked(as_type(&DataType::UInt8).map(|column| fixed(column, 1)));
+}
+
+#[test]
+fn unlike_columns_do_not_stack() {
+    let columns: [(&str, ArrayRef); 3] = [
+        ("a", Arc::new(Int64Array::from(vec![1, 2]))),
+        ("b", Arc::new(Float32Array::from(vec![1.0, 2.0]))),
+        ("c", Arc::new(Int64Array::from(vec![Some(1), None]))),
+    ];
+    let rows = [RecordBatch::try_from_iter(columns).unwrap()];
+    assert!(matches!(stacked(&rows, &["a", "b"]), Err(TensorError::Unlike { column, .. }) if column == "b"));
+    assert!(matches!(stacked(&rows, &["a", "c"]), Err(TensorError::Null { column, row: 1 }) if column == "c"));
+    assert!(matches!(stacked(&rows, &["a", "d"]), Err(TensorError::Missing { .. })));
+    assert!(matches!(stacked(&rows, &[]), Err(TensorError::NoColumns)));
+    assert!(matches!(stacked(&[], &["a"]), Err(TensorError::NoPieces { .. })));
 }

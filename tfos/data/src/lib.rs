@@ -8,7 +8,7 @@
 //! * [`tfrecord`]: TFRecord files of `tf.train.Example` as record batches, both ways, and as a DataFusion format.
 //! * [`session`]: the one DataFusion session that driver and executors agree on.
 //! * [`plan`]: physical plans as bytes, their partitions, and which of them can be fed.
-//! * `lists`: Parquet files with lists of numbers, faster than DataFusion reads them.
+//! * `numbers`: Parquet files with numbers and lists of them, faster than DataFusion reads them.
 //! * [`stage`]: the rows of a query that cannot be fed as it is, written into files that can.
 //! * [`ballista`](mod@ballista): such a query on several executors.
 //! * [`idx`] and [`convert`]: MNIST's files, and one format into another.
@@ -19,7 +19,7 @@ pub mod convert;
 pub mod error;
 mod hive;
 pub mod idx;
-mod lists;
+mod numbers;
 pub mod plan;
 pub mod session;
 pub mod stage;
@@ -27,6 +27,8 @@ pub mod store;
 pub mod tfrecord;
 
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use numbers::hostile as numbers_hostile;
 
 pub use datafusion::prelude::{DataFrame, SessionContext};
 /// The versions of arrow, DataFusion, object_store and parquet that everything else has to use too.

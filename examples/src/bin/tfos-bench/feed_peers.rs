@@ -193,7 +193,9 @@ fn rate(who: Who, table: &str, data: &Path, model: &Path, options: &Options) -> 
         Who::Tfos(mode) => {
             let flags = ["--cluster-size", "3", "--num-ps", "1", "--model-dir", &model.display().to_string()];
             let value = cluster(&flags, "ready", &[&data, &repeat, table, mode])?;
-            Ok(number(&value, "rows_per_sec"))
+            // From when the consumers are told to read, as in the peers' scripts, which have loaded their libraries by then.
+            // All consumers end at the same time, when the last row is committed.
+            Ok(number(&value, "rows") / number(&value, "metrics.seconds"))
         }
         Who::Script(script, tensorflow) => {
             let python = if tensorflow { &options.tensorflow } else { &options.peers };

@@ -139,7 +139,7 @@ mod tests {
         let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, false)]));
         let column = Int64Array::from_iter_values((0..count as i64).map(|i| start as i64 + i));
         let batch = RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap();
-        Piece { rows: batch, epoch: 0, partition: 0, start, of: Some((of, rows)) }
+        Piece { rows: batch.into(), epoch: 0, partition: 0, start, of: Some((of, rows)) }
     }
 
     fn front(queue: &Queue) -> Option<MicroBatch> {

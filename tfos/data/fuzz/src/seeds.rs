@@ -12,6 +12,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "tfrecord" => files(),
         "example" => records(),
         "idx" => pairs(),
+        "page" => pages(),
         _ => vec![],
     }
 }
@@ -93,4 +94,38 @@ fn pairs() -> Vec<Vec<u8>> {
         pair(&head(&[2, u32::MAX, u32::MAX]), &labels, 0),
         pair(&[head(&[2, 1, 3]), vec![0; 4000]].concat(), &head(&[u32::MAX]), 0),
     ]
+}
+
+fn pages() -> Vec<Vec<u8>> {
+    let page = |kind: u8, count: u16, levels: [&[u8]; 2], dictionary: &[u8], values: &[u8]| -> Vec<u8> {
+        let [low, high] = count.to_le_bytes();
+        let head = [kind, low, high, 99, levels[0].len() as u8, levels[1].len() as u8, dictionary.len() as u8];
+        [&head[..], levels[0], levels[1], dictionary, values].concat()
+    };
+    let dictionary: Vec<u8> = (0..9u32).flat_map(u32::to_le_bytes).collect();
+    // Eight rows of PLAIN, with and without nulls; of a dictionary, as a run and packed; a width of 12 bits.
+    let mut all = vec![
+        page(2 | 32, 8, [&[], &[16, 1]], &[], &[7; 32]),
+        page(2 | 32, 8, [&[], &[3, 0b1011_0101]], &[], &[7; 32]),
+        page(1 | 2 | 32, 8, [&[], &[4, 1, 12, 0]], &[], &[7; 16]),
+        page(2, 8, [&[], &[16, 1]], &dictionary, &[4, 16, 8]),
+        page(2, 8, [&[], &[16, 1]], &dictionary, &[4, 3, 0x10, 0x32, 0x54, 0x76]),
+        page(2, 16, [&[], &[32, 1]], &dictionary, &[[12, 5].as_slice(), &[1, 0x20, 0].repeat(8)].concat()),
+    ];
+    // Lists of four, null ones and null elements among them, and of fixed size.
+    for kind in [0, 4, 8, 4 | 8, 4 | 8 | 16, 16] {
+        let most = 1 + (kind >> 2 & 1) + (kind >> 3 & 1);
+        all.push(page(kind | 32, 8, [&[3, 0b1110_1110], &[16, most]], &[], &[7; 32]));
+        all.push(page(kind, 8, [&[3, 0b1100_1110], &[5, 0b0110_1011, 0b1101_1001, 0, 0]], &dictionary, &[4, 16, 8]));
+    }
+    // Lengths that lie.
+    all.push(page(
+        2,
+        u16::MAX,
+        [&[], &[0xff, 0xff, 0xff, 0xff, 0x0f, 1]],
+        &dictionary,
+        &[32, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    ));
+    all.push(page(4 | 16, u16::MAX, [&[0xfe, 0xff, 0x07, 0], &[0xfe, 0xff, 0x07, 0]], &[], &[]));
+    all
 }

@@ -11,7 +11,7 @@ use tfos_data::arrow::datatypes::SchemaRef;
 use tfos_data::tfrecord::crc::masked;
 use tfos_data::tfrecord::frame::{Record, RecordStream};
 use tfos_data::tfrecord::{BatchDecoder, ExampleEncoder, FrameReader, FrameWriter, infer, parse_schema};
-use tfos_data::{Error, idx};
+use tfos_data::{Error, idx, numbers_hostile};
 
 use crate::memory;
 
@@ -19,7 +19,7 @@ use crate::memory;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets by name.
-pub const TARGETS: [Target; 3] = [("tfrecord", tfrecord), ("example", example), ("idx", idx)];
+pub const TARGETS: [Target; 4] = [("tfrecord", tfrecord), ("example", example), ("idx", idx), ("page", page)];
 
 /// What a decoder may have beside the bytes that arrive: a chunk of a file, what a piece of a compressed one becomes,
 /// a batch.
@@ -204,4 +204,10 @@ pub fn idx(data: &[u8]) {
         Ok(_) => {}
         Err(error) => assert!(error.to_string().contains("hostile"), "{error}"),
     }
+}
+
+/// A page of a column of numbers in a Parquet file, or of lists of them: levels, dictionary and values.
+pub fn page(data: &[u8]) {
+    let Some(page) = numbers_hostile::page(data) else { return };
+    assert!(page.values == page.places && page.places <= 3 * page.count, "{page:?}");
 }

@@ -75,6 +75,13 @@ fn what_was_found_once_is_found_no_more() {
     }
 }
 
+#[test] // a search that begins with refused pages would see nothing of what comes behind their levels
+fn seeds_of_pages_are_pages() {
+    let seeds = seeds::of("page");
+    let read = seeds.iter().filter(|seed| tfos_data::numbers_hostile::page(seed).is_some()).count();
+    assert!(read >= seeds.len() / 2, "{read} of {}", seeds.len());
+}
+
 #[test] // a meter that counts nothing would prove nothing
 fn the_meter_counts() {
     let (kept, peak) = memory::peak(|| {

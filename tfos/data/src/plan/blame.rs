@@ -1,6 +1,9 @@
 //! Which file a failing scan was reading. DataFusion's decoders say what is wrong and not where, so the files of
-//! the partition are read once more, each by itself.
+//! the partition are read once more, each by itself. Bytes that a decoder did not expect may also make it panic: a file
+//! that does so when it is read alone is damaged, and else the panic goes on, because then a function of the query has it.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
@@ -10,7 +13,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::union::UnionExec;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 
 use super::{file_scan, partitions};
@@ -24,11 +27,36 @@ pub(super) fn named(
     task: Arc<TaskContext>,
 ) -> SendableRecordBatchStream {
     let (plan, schema) = (Arc::clone(plan), rows.schema());
-    let rows = rows.or_else(move |error| {
+    // A stream that has panicked is not polled again.
+    let rows = AssertUnwindSafe(rows).catch_unwind().then(move |row| {
         let (plan, task) = (Arc::clone(&plan), Arc::clone(&task));
-        async move { Err(find(error, &plan, partition, task).await) }
+        async move {
+            match row {
+                Ok(Ok(rows)) => Ok(rows),
+                Ok(Err(error)) => Err(find(error, &plan, partition, task).await),
+                Err(panic) => Err(find_panicking(panic, &plan, partition, task).await),
+            }
+        }
     });
     Box::pin(RecordBatchStreamAdapter::new(schema, rows.boxed()))
+}
+
+async fn find_panicking(
+    panic: Box<dyn Any + Send>,
+    plan: &Arc<dyn ExecutionPlan>,
+    partition: usize,
+    task: Arc<TaskContext>,
+) -> DataFusionError {
+    for scan in scans(plan, partition) {
+        let (path, format) = (address(&scan), scan.file_source().file_type().to_owned());
+        if fails(scan, Arc::clone(&task)).await {
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+            let source = DataFusionError::External(said.unwrap_or_default().into());
+            return Error::Damaged { path, format, source: Box::new(source) }.into_datafusion();
+        }
+    }
+    resume_unwind(panic)
 }
 
 async fn find(
@@ -97,11 +125,10 @@ async fn is_gone(scan: &FileScanConfig, task: &TaskContext, path: &str) -> Optio
 }
 
 async fn fails(scan: FileScanConfig, task: Arc<TaskContext>) -> bool {
-    let Ok(mut rows) = DataSourceExec::from_data_source(scan).execute(0, task) else { return true };
-    while let Some(batch) = rows.next().await {
-        if batch.is_err() {
-            return true;
-        }
-    }
-    false
+    let read = async {
+        let mut rows = DataSourceExec::from_data_source(scan).execute(0, task)?;
+        while rows.try_next().await?.is_some() {}
+        Ok::<_, DataFusionError>(())
+    };
+    !matches!(AssertUnwindSafe(read).catch_unwind().await, Ok(Ok(())))
 }

@@ -40,7 +40,7 @@ pub use self::order::{in_one_order, merges_partitions, whole_files};
 use crate::error::{Error, Result};
 use crate::session::BATCH_ROWS;
 use crate::tfrecord::TfRecordSource;
-use crate::{lists, store};
+use crate::{numbers, store};
 
 /// Operators that work on each partition for itself.
 const STREAMING: [&str; 9] = [
@@ -233,7 +233,7 @@ pub fn execute_within(
     config.options_mut().execution.enable_file_stream_work_stealing = false;
     let task = TaskContext::from(ctx).with_session_config(config);
     let task = Arc::new(task);
-    let rows = lists::faster(plan)?.execute(partition, Arc::clone(&task))?;
+    let rows = numbers::faster(plan)?.execute(partition, Arc::clone(&task))?;
     Ok(blame::named(rows, plan, partition, task))
 }
 

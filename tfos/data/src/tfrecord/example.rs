@@ -258,6 +258,37 @@ impl<'a> Feature<'a> {
         Ok(())
     }
 
+    /// The number of an `Int64List` that has one, as nearly all writers write it.
+    #[inline(always)]
+    pub(crate) fn one_int(&self) -> Option<i64> {
+        match self.body.bytes {
+            [0x0a, size, packed @ ..] if usize::from(*size) == packed.len() && self.is(Kind::Int64) => {
+                let (last, others) = packed.split_last().filter(|(last, others)| **last < 0x80 && others.len() < 10)?;
+                let all = others.iter().rev().try_fold(u64::from(*last), |value, byte| {
+                    (*byte >= 0x80).then_some(value << 7 | u64::from(byte & 0x7f))
+                });
+                Some(all? as i64)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same of a `FloatList`.
+    #[inline(always)]
+    pub(crate) fn one_float(&self) -> Option<f32> {
+        match self.body.bytes {
+            [0x0a, 4, value @ ..] | [0x0d, value @ ..] if value.len() == 4 && self.is(Kind::Float) => {
+                value.first_chunk().map(|value| f32::from_le_bytes(*value))
+            }
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn is(&self, kind: Kind) -> bool {
+        self.kind == kind && self.single
+    }
+
     /// The values of a `BytesList`.
     #[inline]
     pub fn for_each_bytes(&self, mut each: impl FnMut(&'a [u8]) -> Wire<()>) -> Wire<()> {

@@ -1,7 +1,8 @@
 //! Records to record batches: each wanted feature goes from the wire into its column, the others are stepped over.
 //!
 //! Writers tend to put features in the same order into every record, so the decoder first guesses that the i-th feature
-//! is what the i-th was last time, and looks a name up only when the guess is wrong.
+//! is what the i-th was last time, and looks a name up only when the guess is wrong. Values go into their columns while
+//! the record is walked; of a feature that comes twice the last one counts, so such a record is taken back and walked again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -112,23 +113,67 @@ impl BatchDecoder {
     }
 
     fn append(&mut self, record: &[u8]) -> Wire<()> {
+        match self.append_once(record) {
+            Ok(true) => Ok(()),
+            // What is wrong depends on which of two features counts.
+            Ok(false) | Err(_) => self.append_last(record),
+        }
+    }
+
+    /// The column of the record's feature number `position`, if it is wanted.
+    #[inline(always)]
+    fn column(
+        guess: &mut Vec<(Vec<u8>, Option<usize>)>,
+        index: &HashMap<Vec<u8>, usize>,
+        position: usize,
+        name: &[u8],
+    ) -> Option<usize> {
+        match guess.get_mut(position) {
+            Some((known, column)) if same(known, name) => *column,
+            Some(stale) => {
+                *stale = (name.to_vec(), index.get(name).copied());
+                stale.1
+            }
+            None => {
+                let column = index.get(name).copied();
+                guess.push((name.to_vec(), column));
+                column
+            }
+        }
+    }
+
+    /// False if a feature came twice.
+    fn append_once(&mut self, record: &[u8]) -> Wire<bool> {
         let Self { columns, index, guess, places, record: serial, .. } = self;
+        *serial += 1;
+        let (mut position, mut found, mut once) = (0, 0, true);
+        for_each_feature(record, |name, feature| {
+            let column = Self::column(guess, index, position, name);
+            position += 1;
+            let Some((column, (at, _))) = column.and_then(|c| columns.get_mut(c).zip(places.get_mut(c))) else {
+                return Ok(());
+            };
+            once &= *at != *serial;
+            *at = *serial;
+            found += 1;
+            column.append(feature)
+        })?;
+        if once && found < columns.len() {
+            let missing = columns.iter_mut().zip(places).filter(|(_, (at, _))| *at != *serial);
+            missing.for_each(|(column, _)| column.append_null());
+        }
+        Ok(once)
+    }
+
+    #[cold]
+    fn append_last(&mut self, record: &[u8]) -> Wire<()> {
+        let Self { columns, index, guess, places, record: serial, rows, .. } = self;
+        columns.iter_mut().for_each(|column| column.truncate(*rows));
         *serial += 1;
         let mut position = 0;
         // With no column wanted (a count) the walk still proves that the record is an Example.
         for_each_feature(record, |name, feature| {
-            let column = match guess.get_mut(position) {
-                Some((known, column)) if known == name => *column,
-                Some(stale) => {
-                    *stale = (name.to_vec(), index.get(name).copied());
-                    stale.1
-                }
-                None => {
-                    let column = index.get(name).copied();
-                    guess.push((name.to_vec(), column));
-                    column
-                }
-            };
+            let column = Self::column(guess, index, position, name);
             position += 1;
             if let Some(place) = column.and_then(|c| places.get_mut(c)) {
                 *place = (*serial, feature.place());
@@ -144,4 +189,16 @@ impl BatchDecoder {
         }
         Ok(())
     }
+}
+
+/// Whether they are equal; names are short, and a call for each costs more than the comparison.
+#[inline(always)]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    if a.len() > 16 {
+        return a == b;
+    }
+    a.iter().zip(b).all(|(a, b)| a == b)
 }

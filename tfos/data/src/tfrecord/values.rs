@@ -73,7 +73,24 @@ impl Column {
         Ok(Self { name: name.to_owned(), shape, values, nulls: NullBufferBuilder::new(0) })
     }
 
+    #[inline(always)]
     pub(crate) fn append(&mut self, feature: Feature<'_>) -> Wire<()> {
+        // Tables of many columns have one number in each.
+        if let Shape::Scalar = self.shape {
+            let taken = match &mut self.values {
+                Values::I64(to) => feature.one_int().map(|value| to.push(value)),
+                Values::F32(to) => feature.one_float().map(|value| to.push(value)),
+                _ => None,
+            };
+            if taken.is_some() {
+                self.nulls.append_non_null();
+                return Ok(());
+            }
+        }
+        self.append_any(feature)
+    }
+
+    fn append_any(&mut self, feature: Feature<'_>) -> Wire<()> {
         let found = self.values.append(&self.name, feature)?;
         match &mut self.shape {
             // An empty list where one value is wanted says "no value".
@@ -107,6 +124,24 @@ impl Column {
             Shape::List(_, ends) => ends.push(ends.last().copied().unwrap_or(0)),
             Shape::LargeList(_, ends) => ends.push(ends.last().copied().unwrap_or(0)),
         }
+    }
+
+    /// Takes back what was appended after the first `rows` rows.
+    pub(crate) fn truncate(&mut self, rows: usize) {
+        self.nulls.truncate(rows);
+        let values = match &mut self.shape {
+            Shape::Scalar => rows,
+            Shape::Fixed(_, n) => rows * *n,
+            Shape::List(_, ends) => {
+                ends.truncate(rows + 1);
+                ends.last().map_or(0, |end| *end as usize)
+            }
+            Shape::LargeList(_, ends) => {
+                ends.truncate(rows + 1);
+                ends.last().map_or(0, |end| *end as usize)
+            }
+        };
+        self.values.truncate(values);
     }
 
     /// About how many bytes the column holds.
@@ -250,6 +285,31 @@ impl Values {
             Self::F64(v) => v.len(),
             Self::Bytes { ends, .. } => ends.len() - 1,
             Self::LargeBytes { ends, .. } => ends.len() - 1,
+        }
+    }
+
+    /// Keeps the first `n` values.
+    fn truncate(&mut self, n: usize) {
+        match self {
+            Self::Bool(v) => v.truncate(n),
+            Self::I8(v) => v.truncate(n),
+            Self::I16(v) => v.truncate(n),
+            Self::I32(v) => v.truncate(n),
+            Self::I64(v) => v.truncate(n),
+            Self::U8(v) => v.truncate(n),
+            Self::U16(v) => v.truncate(n),
+            Self::U32(v) => v.truncate(n),
+            Self::U64(v) => v.truncate(n),
+            Self::F32(v) => v.truncate(n),
+            Self::F64(v) => v.truncate(n),
+            Self::Bytes { ends, data, .. } => {
+                ends.truncate(n + 1);
+                data.truncate(ends.last().map_or(0, |end| *end as usize));
+            }
+            Self::LargeBytes { ends, data, .. } => {
+                ends.truncate(n + 1);
+                data.truncate(ends.last().map_or(0, |end| *end as usize));
+            }
         }
     }
 

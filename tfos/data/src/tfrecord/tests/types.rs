@@ -6,6 +6,7 @@ use datafusion::arrow::array::types::{
 };
 use datafusion::arrow::buffer::OffsetBuffer;
 
+use super::super::frame::Record;
 use super::*;
 
 /// What a column is called in a schema text, what inference makes of it, and its values: one a row, the last null.
@@ -141,4 +142,40 @@ fn what_an_example_cannot_hold_is_refused_by_name() {
         assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("`odd`")), "{t}: {error}");
         assert!(error.is_user());
     }
+}
+
+/// Two Examples one after the other are one message, in which the later of two equal names counts.
+#[test]
+fn of_a_feature_that_comes_twice_the_last_one_counts() {
+    let schema = parse_schema("a:int64,b:int64[],c:float32[2],d:string,e:bool,f:large_binary[],g:float32").unwrap();
+    let mut writer = ExampleWriter::default();
+    let mut all = |n: i64| {
+        writer.ints("a", [n << 20].into_iter());
+        writer.ints("b", 0..n);
+        writer.floats("c", [n as f32, 0.5].into_iter());
+        writer.bytes("d", ["x".repeat(n as usize).as_bytes()].into_iter());
+        writer.ints("e", [n % 2].into_iter());
+        writer.bytes("f", (0..n).map(|_| b"yy".as_slice()));
+        writer.floats("g", [n as f32].into_iter());
+        writer.finish().to_vec()
+    };
+    let records: Vec<_> = (1..5).map(&mut all).collect();
+    let mut writer = ExampleWriter::default();
+    // Neither a number nor two values nor a text: wrong, were it to count.
+    writer.bytes("a", [b"no".as_slice()].into_iter());
+    writer.ints("c", [1, 2, 3].into_iter());
+    writer.bytes("d", [b"\xff".as_slice()].into_iter());
+    let wrong = writer.finish().to_vec();
+    let decode = |records: &[Vec<u8>]| {
+        let mut decoder = BatchDecoder::new(Arc::clone(&schema), 100, "twice.tfrecord".into()).unwrap();
+        for data in records {
+            decoder.push(Record { offset: 0, data })?;
+        }
+        decoder.finish()
+    };
+    let [a, b, c, d] = records.try_into().unwrap();
+    let once = decode(&[a.clone(), b.clone(), vec![], c.clone(), d.clone()]).unwrap().unwrap();
+    let twice = decode(&[a.clone(), [&*a, &*b].concat(), vec![], [&*wrong, &*b, &*c].concat(), d]).unwrap().unwrap();
+    assert_eq!(once, twice);
+    assert!(decode(&[a, [&*b, &*wrong].concat()]).is_err());
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datafusion::arrow::array::builder::NullBufferBuilder;
 use datafusion::arrow::array::types::{
     ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
@@ -52,7 +53,7 @@ number! {
 /// The entries of a dictionary page.
 #[derive(Debug)]
 pub(super) struct Dictionary<N: Number> {
-    /// Filled up to what an index of a byte can say, so that such an index needs no check of its own.
+    /// Filled up to what an index of its own width, or of a byte, can say, so that such an index needs no check of its own.
     entries: Vec<N::Native>,
     len: usize,
 }
@@ -60,9 +61,11 @@ pub(super) struct Dictionary<N: Number> {
 impl<N: Number> Dictionary<N> {
     pub(super) fn new(bytes: &[u8], len: usize) -> Result<Self, Undecodable> {
         let bytes = len.checked_mul(N::BYTES).and_then(|n| bytes.get(..n)).ok_or(Undecodable("a cut dictionary"))?;
-        let mut entries = Vec::with_capacity(len.max(256));
+        // At most twice as many as there are.
+        let filled = len.next_power_of_two().max(256);
+        let mut entries = Vec::with_capacity(filled);
         N::append(bytes, &mut entries);
-        entries.resize(len.max(256), N::Native::default());
+        entries.resize(filled, N::Native::default());
         Ok(Self { entries, len })
     }
 }
@@ -188,12 +191,84 @@ fn wide<N: Number>(
     out: &mut Vec<N::Native>,
 ) -> Result<(), Undecodable> {
     let entries = &dictionary.entries[..dictionary.len];
-    let mask = (1u64 << width) - 1;
-    let mut all = true;
-    out.extend((0..n).map(|i| {
-        let entry = entries.get((word(bytes, bit + i * width) & mask) as usize);
-        all &= entry.is_some();
-        entry.copied().unwrap_or_default()
-    }));
-    if all { Ok(()) } else { Err(NO_ENTRY) }
+    let (mask, end) = ((1u64 << width) - 1, out.len() + n);
+    out.reserve(n);
+    let mut largest = 0;
+    let mut some = |bit: usize, n: usize, out: &mut Vec<N::Native>| {
+        out.extend((0..n).map(|i| {
+            let index = (word(bytes, bit + i * width) & mask) as u32;
+            largest = largest.max(index);
+            entries.get(index as usize).copied().unwrap_or_default()
+        }));
+    };
+    // A batch may begin inside of a group of eight, which begin at whole bytes.
+    let before = (0..n.min(8)).find(|i| (bit + i * width).is_multiple_of(8)).unwrap_or(n.min(8));
+    some(bit, before, out);
+    let (from, groups) = ((bit + before * width) / 8, (n - before) / 8);
+    let bytes = bytes.get(from..).unwrap_or_default();
+    let all = match width {
+        9 => eights::<N, 9>(bytes, groups, dictionary, out),
+        10 => eights::<N, 10>(bytes, groups, dictionary, out),
+        11 => eights::<N, 11>(bytes, groups, dictionary, out),
+        12 => eights::<N, 12>(bytes, groups, dictionary, out),
+        13 => eights::<N, 13>(bytes, groups, dictionary, out),
+        14 => eights::<N, 14>(bytes, groups, dictionary, out),
+        15 => eights::<N, 15>(bytes, groups, dictionary, out),
+        16 => eights::<N, 16>(bytes, groups, dictionary, out),
+        _ => true,
+    };
+    let left = end - out.len();
+    some(bit + (n - left) * width, left, out);
+    if all && (largest as usize) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+}
+
+/// Up to `groups` times eight indices of `W` bits, 9 to 16: they are `W` bytes, and 16 bytes are read for them, which the
+/// last ones may not have. None where the dictionary is much smaller than its indices. Whether all have an entry.
+fn eights<N: Number, const W: usize>(
+    bytes: &[u8],
+    groups: usize,
+    dictionary: &Dictionary<N>,
+    out: &mut Vec<N::Native>,
+) -> bool {
+    let mask = (1u64 << W) - 1;
+    let Some(entries) = dictionary.entries.get(..1 << W) else { return true };
+    // An index of 16 bits taken from the last entry's: negative where there is no entry.
+    let last = dictionary.len as i64 - 1;
+    let mut sign = last;
+    for group in bytes.windows(16).step_by(W).take(groups) {
+        let (words, _) = group.as_chunks::<8>();
+        let [low, high] = words else { break };
+        let (low, high) = (u64::from_le_bytes(*low), u64::from_le_bytes(*high));
+        let mut eight = [N::Native::default(); 8];
+        for (i, out) in eight.iter_mut().enumerate() {
+            let bit = i * W;
+            let index = match bit {
+                64.. => high >> (bit - 64),
+                _ if bit + W <= 64 => low >> bit,
+                _ => low >> bit | high << (64 - bit),
+            } & mask;
+            sign |= last.wrapping_sub(index as i64);
+            *out = entries[index as usize];
+        }
+        out.extend_from_slice(&eight);
+    }
+    sign >= 0
+}
+
+/// Moves the values from `begin` on to the places that have one.
+pub(super) fn spread<T: Copy + Default>(values: &mut Vec<T>, begin: usize, places: usize, items: &NullBufferBuilder) {
+    let mut from = values.len();
+    let (true, Some(valid)) = (from < places, items.as_slice()) else { return };
+    values.resize(places, T::default());
+    for to in (begin..places).rev() {
+        if from == to + 1 {
+            break;
+        }
+        values[to] = if valid[to / 8] >> (to % 8) & 1 == 1 {
+            from -= 1;
+            values[from]
+        } else {
+            T::default()
+        };
+    }
 }

@@ -1,4 +1,4 @@
-//! A row group: columns of lists from this module's decoder, the others from arrow's reader, in step.
+//! A row group: columns of numbers from this module's decoder, the others from arrow's reader, in step.
 //!
 //! What the decoder does not accept is no error. Arrow's reader takes the row group over at the next row, and what it
 //! says of it is what users get, be it rows or what is wrong with the file.
@@ -15,7 +15,7 @@ use datafusion::physical_plan::metrics::Count;
 
 use super::Undecodable;
 use super::chunks::Chunks;
-use super::column::{self, ReadLists};
+use super::column::{self, ReadColumn};
 use super::fit::{Fit, Group};
 
 /// Rows of a row group that was fetched.
@@ -26,13 +26,13 @@ pub(super) struct Rows {
     batch_rows: usize,
     given: usize,
     /// Empty where arrow's reader reads all.
-    lists: Lists,
+    numbers: Readers,
     others: Option<Others>,
     given_back: Count,
 }
 
 /// Readers of columns of the projection.
-type Lists = Vec<(usize, Box<dyn ReadLists>)>;
+type Readers = Vec<(usize, Box<dyn ReadColumn>)>;
 
 /// Arrow's reader, and which column of the projection each of its columns is.
 struct Others {
@@ -49,9 +49,9 @@ impl Rows {
         given_back: Count,
     ) -> Result<Self> {
         let batch_rows = batch_rows.max(1);
-        let mut rows = Self { fit, group, chunks, batch_rows, given: 0, lists: vec![], others: None, given_back };
+        let mut rows = Self { fit, group, chunks, batch_rows, given: 0, numbers: vec![], others: None, given_back };
         match rows.open() {
-            Ok(lists) => rows.lists = lists,
+            Ok(numbers) => rows.numbers = numbers,
             Err(why) => rows.give_back(&why),
         }
         rows.others = rows.open_others()?;
@@ -77,11 +77,11 @@ impl Rows {
         Ok(batch)
     }
 
-    /// `rows` rows; without lists of ours as many as arrow's reader gives.
+    /// `rows` rows; without columns of ours as many as arrow's reader gives.
     fn read(&mut self, rows: usize) -> Result<Result<Option<RecordBatch>, Undecodable>> {
         let mut columns: Vec<Option<ArrayRef>> = vec![None; self.fit.columns.len()];
-        for (column, lists) in &mut self.lists {
-            match lists.read(rows) {
+        for (column, numbers) in &mut self.numbers {
+            match numbers.read(rows) {
                 Ok(array) => columns[*column] = Some(array),
                 Err(why) => return Ok(Err(why)),
             }
@@ -90,7 +90,7 @@ impl Rows {
         if let Some(others) = &mut self.others {
             let batch = others.reader.next().transpose()?;
             there = batch.as_ref().map_or(0, RecordBatch::num_rows);
-            if there != rows && !self.lists.is_empty() {
+            if there != rows && !self.numbers.is_empty() {
                 return Ok(Err(Undecodable("columns of different lengths")));
             }
             let Some(batch) = batch else { return Ok(Ok(None)) };
@@ -103,29 +103,29 @@ impl Rows {
         Ok(Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.fit.schema), columns, &options)?)))
     }
 
-    fn open(&self) -> Result<Lists, Undecodable> {
+    fn open(&self) -> Result<Readers, Undecodable> {
         let chunks = self.fit.metadata.metadata().row_group(self.group.index).columns();
         let open = |column: &usize| {
             let of = &self.fit.columns[*column];
-            let (Some(lists), Some(chunk)) = (&of.lists, chunks.get(of.leaf)) else {
+            let (Some(numbers), Some(chunk)) = (&of.numbers, chunks.get(of.leaf)) else {
                 return Err(Undecodable("no column"));
             };
-            Ok((*column, column::open(lists, chunk, &self.chunks, self.group.rows)?))
+            Ok((*column, column::open(numbers, chunk, &self.chunks, self.group.rows)?))
         };
-        self.group.lists.iter().map(open).collect()
+        self.group.numbers.iter().map(open).collect()
     }
 
     /// All columns to arrow's reader, from the next row on.
     fn give_back(&mut self, why: &Undecodable) {
         tracing::debug!(row_group = self.group.index, row = self.given, why = why.0, "left to arrow's reader");
         self.given_back.add(1);
-        self.lists.clear();
+        self.numbers.clear();
         self.others = None;
     }
 
     fn open_others(&self) -> Result<Option<Others>> {
-        let is_list = |column: &usize| self.lists.iter().any(|(of, _)| of == column);
-        let mut columns: Vec<usize> = (0..self.fit.columns.len()).filter(|column| !is_list(column)).collect();
+        let is_read = |column: &usize| self.numbers.iter().any(|(of, _)| of == column);
+        let mut columns: Vec<usize> = (0..self.fit.columns.len()).filter(|column| !is_read(column)).collect();
         if columns.is_empty() {
             return Ok(None);
         }

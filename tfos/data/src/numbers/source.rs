@@ -22,17 +22,17 @@ use futures::{FutureExt, StreamExt, stream};
 use object_store::ObjectStore;
 
 use super::chunks::Chunks;
-use super::fit::{Fit, list_of_numbers};
+use super::fit::{Fit, is_numbers};
 use super::group::Rows;
 
 /// Files that this module's decoder reads.
-pub(super) const FILES: &str = "files_with_fast_lists";
+pub(super) const FILES: &str = "files_with_fast_numbers";
 /// Row groups of them that went back to arrow's reader.
 pub(super) const GIVEN_BACK: &str = "row_groups_given_back";
 
 /// Scans Parquet files.
 #[derive(Clone)]
-pub(super) struct ListSource {
+pub(super) struct NumberSource {
     inner: Arc<dyn FileSource>,
     factory: Option<Arc<dyn ParquetFileReaderFactory>>,
     projection: SplitProjection,
@@ -41,8 +41,8 @@ pub(super) struct ListSource {
     footer: Option<usize>,
 }
 
-impl ListSource {
-    /// `None` where the scan has no list of numbers, or does more than to give all rows.
+impl NumberSource {
+    /// `None` where the scan has no column of numbers, or does more than to give all rows.
     pub(super) fn new(scan: &FileScanConfig) -> Option<Self> {
         let inner = scan.file_source().downcast_ref::<ParquetSource>()?;
         let table = inner.table_schema();
@@ -54,8 +54,8 @@ impl ListSource {
             && inner.table_parquet_options().crypto.factory_id.is_none()
             && Extra(inner).to_string().is_empty();
         let projection = SplitProjection::new(table.file_schema(), inner.projection()?);
-        let is_list = |column: &usize| list_of_numbers(table.file_schema().field(*column)).is_some();
-        if !plain || !projection.file_indices.iter().any(is_list) {
+        let is_numbers = |column: &usize| is_numbers(table.file_schema().field(*column));
+        if !plain || !projection.file_indices.iter().any(is_numbers) {
             return None;
         }
         let factory = inner.parquet_file_reader_factory().cloned();
@@ -72,7 +72,7 @@ impl fmt::Display for Extra<'_> {
     }
 }
 
-impl FileSource for ListSource {
+impl FileSource for NumberSource {
     fn create_file_opener(
         &self,
         store: Arc<dyn ObjectStore>,
@@ -83,7 +83,7 @@ impl FileSource for ListSource {
         let count = |name| MetricBuilder::new(&metrics).counter(name, partition);
         let table = self.inner.table_schema();
         let usual = || Arc::new(DefaultParquetFileReaderFactory::new(Arc::clone(&store))) as _;
-        Ok(Arc::new(ListOpener {
+        Ok(Arc::new(NumberOpener {
             factory: self.factory.clone().unwrap_or_else(usual),
             schema: Arc::new(table.file_schema().project(&self.projection.file_indices)?),
             output: Arc::new(self.projection.source.project_schema(table.table_schema())?),
@@ -121,7 +121,7 @@ impl FileSource for ListSource {
     }
 
     fn fmt_extra(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(", lists=fast")
+        f.write_str(", numbers=fast")
     }
 
     fn apply_expressions(
@@ -160,7 +160,7 @@ fn usual_opener(
     })))
 }
 
-struct ListOpener {
+struct NumberOpener {
     factory: Arc<dyn ParquetFileReaderFactory>,
     /// The columns that are read.
     schema: SchemaRef,
@@ -179,7 +179,7 @@ struct ListOpener {
 
 type Reader = Box<dyn AsyncFileReader>;
 
-impl FileOpener for ListOpener {
+impl FileOpener for NumberOpener {
     fn open(&self, file: PartitionedFile) -> Result<FileOpenFuture> {
         let hint = file.metadata_size_hint.or(self.footer);
         let mut reader: Reader = self.factory.create_reader(self.partition, file.clone(), hint, &self.metrics)?;

@@ -1,4 +1,4 @@
-//! Random tables with lists of numbers, written in every way that is read here.
+//! Random tables with numbers and lists of them, written in every way that is read here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,9 +32,9 @@ impl Random {
     }
 }
 
-/// A column of lists; what it is like.
-fn lists(rows: usize, random: &mut Random) -> (Field, ArrayRef, String) {
-    let (number, bits) = [
+/// A type of numbers, and bits of its positive ones.
+fn number(random: &mut Random) -> (DataType, usize) {
+    [
         (DataType::UInt8, 8),
         (DataType::Int8, 7),
         (DataType::UInt16, 16),
@@ -46,7 +46,34 @@ fn lists(rows: usize, random: &mut Random) -> (Field, ArrayRef, String) {
         (DataType::Float32, 20),
         (DataType::Float64, 40),
     ][random.below(10)]
-    .clone();
+    .clone()
+}
+
+/// A column of numbers; what it is like.
+fn numbers(rows: usize, random: &mut Random) -> (Field, ArrayRef, String) {
+    let (kind, bits) = number(random);
+    let nulls = random.once_in(2).then(|| [1, 2, 9, 100][random.below(4)]);
+    let distinct = 1usize << random.below(bits).min(random.below(14));
+    let (mut run, mut value) = (0, None);
+    let array = Int64Array::from_iter((0..rows).map(|_| {
+        if run == 0 {
+            run = if random.once_in(4) { 1 + random.below(60) } else { 1 };
+            value = (!nulls.is_some_and(|n| random.once_in(n))).then(|| random.below(distinct) as i64);
+        }
+        run -= 1;
+        value
+    }));
+    let nullable = nulls.is_some() || random.once_in(2);
+    (
+        Field::new("y", kind.clone(), nullable),
+        cast(&array, &kind).unwrap(),
+        format!("{kind} of {distinct}, nulls {nulls:?}"),
+    )
+}
+
+/// A column of lists; what it is like.
+fn lists(rows: usize, random: &mut Random) -> (Field, ArrayRef, String) {
+    let (number, bits) = number(random);
     let (null_lists, null_items) = (random.once_in(3), random.once_in(3));
     let (list_nullable, item_nullable) = (null_lists || random.once_in(2), null_items || random.once_in(2));
     let layout = random.below(4);
@@ -89,6 +116,7 @@ pub(super) fn table(path: &Path, random: &mut Random) -> String {
     let rows = if random.once_in(40) { 0 } else { 1 + random.below(500) };
     let (x, x_values, x_like) = lists(rows, random);
     let (z, z_values, z_like) = lists(rows, random);
+    let (y, y_values, y_like) = numbers(rows, random);
     let label: ArrayRef = Arc::new(Int64Array::from_iter((0..rows as i64).map(|i| (i % 7 != 3).then_some(i))));
     let name: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|i| format!("row {}", i % 90))));
     let fields = vec![
@@ -96,9 +124,10 @@ pub(super) fn table(path: &Path, random: &mut Random) -> String {
         x,
         Field::new("name", DataType::Utf8, false),
         z.with_name("z"),
+        y,
     ];
     let schema = Arc::new(Schema::new(fields));
-    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![label, x_values, name, z_values]).unwrap();
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![label, x_values, name, z_values, y_values]).unwrap();
     let version = [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0][random.below(2)];
     let compression =
         [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default()), Compression::LZ4_RAW]
@@ -120,7 +149,8 @@ pub(super) fn table(path: &Path, random: &mut Random) -> String {
         WriterVersion::PARQUET_2_0 => {
             let path = |column: &str| vec![column.to_owned(), "list".into(), "item".into()].into();
             let plain = datafusion::parquet::basic::Encoding::PLAIN;
-            properties.set_column_encoding(path("x"), plain).set_column_encoding(path("z"), plain)
+            let properties = properties.set_column_encoding(path("x"), plain).set_column_encoding(path("z"), plain);
+            properties.set_column_encoding(vec!["y".to_owned()].into(), plain)
         }
         _ => properties,
     };
@@ -129,6 +159,6 @@ pub(super) fn table(path: &Path, random: &mut Random) -> String {
     writer.write(&batch).unwrap();
     writer.close().unwrap();
     format!(
-        "{rows} rows, x {x_like}, z {z_like}, {version:?}, {compression}, dictionary {dictionary} {entries}, page {page}, group {group}"
+        "{rows} rows, x {x_like}, z {z_like}, y {y_like}, {version:?}, {compression}, dictionary {dictionary} {entries}, page {page}, group {group}"
     )
 }

@@ -7,13 +7,15 @@ mod tables;
 use std::path::Path;
 use std::sync::Arc;
 
-use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt32Array};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
 use datafusion::execution::TaskContext;
+use datafusion::parquet::arrow::ArrowWriter;
+use datafusion::parquet::file::properties::WriterProperties;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
@@ -90,7 +92,7 @@ async fn rows_are_those_of_datafusion() {
         let what = table(&path, &mut random);
         let what = format!("table {seed}: {what}");
         let ctx = session();
-        let columns = ["*", "x", "label, x", "x, name, z", "z, x"][random.below(5)];
+        let columns = ["*", "x", "label, x", "x, name, z", "z, x", "y", "y, x, label"][random.below(7)];
         let plan = planned(&ctx, &path, &format!("select {columns} from t")).await;
         let task = task(&ctx, [1, 7, 64, 300, 8192][random.below(5)]);
         let (took, back) = compare(&plan, &task, &what).await;
@@ -102,4 +104,30 @@ async fn rows_are_those_of_datafusion() {
     }
     // A file without rows has no row group.
     assert!(taken * 10 > files * 9, "{taken} of {files}");
+}
+
+#[tokio::test] // PQT-1
+async fn dictionaries_of_every_width() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.parquet");
+    let mut random = Random::new(5);
+    for width in 0..=17 {
+        let distinct = (1 << width) - random.below(1 + (1 << width) / 2);
+        // Half of the rows in the order of the dictionary, so that all of it is there.
+        let next = |i: usize| if i < distinct { i } else { random.below(distinct) } as u32;
+        let values = UInt32Array::from_iter_values((0..2 * distinct + 3000).map(next));
+        let nulls = Int64Array::from_iter((0..values.len()).map(|i| (i % 11 != 3).then_some(values.value(i).into())));
+        let rows = RecordBatch::try_from_iter([("a", Arc::new(values) as ArrayRef), ("b", Arc::new(nulls))]).unwrap();
+        let properties = WriterProperties::builder().set_dictionary_page_size_limit(1 << 30);
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties.build())).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        let ctx = session();
+        let plan = planned(&ctx, &path, "select a, b from t").await;
+        for batch_rows in [1000 - width, 8192] {
+            let (taken, back) = compare(&plan, &task(&ctx, batch_rows), &format!("{distinct}")).await;
+            assert!(taken > 0 && back == 0, "{distinct}: {taken} {back}");
+        }
+    }
 }

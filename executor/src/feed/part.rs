@@ -1,0 +1,154 @@
+//! Consecutive rows of a scan, which stay where they are until somebody asks for a column of them.
+//!
+//! A table may have dozens of columns, and a scan gives many batches of a training step at a time: to slice or to gather
+//! all of them for each would cost more than the rows. Rows of a shuffled block are gathered when a column of a training
+//! step's batch is asked for, and so straight into that batch.
+
+use std::sync::Arc;
+
+use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use tfos_data::arrow::compute::{interleave, interleave_record_batch};
+use tfos_data::arrow::datatypes::SchemaRef;
+use tfos_data::arrow::error::ArrowError;
+
+/// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
+pub(super) fn batch_size(rows: &RecordBatch) -> usize {
+    rows.columns().iter().map(|column| column_size(column.as_ref(), 0, rows.num_rows())).sum()
+}
+
+/// Bytes of `rows` rows from `from` on. It is asked several times for each batch, so what can be is said without a slice.
+fn column_size(column: &dyn Array, from: usize, rows: usize) -> usize {
+    let nulls = column.nulls().map_or(0, |_| rows.div_ceil(8));
+    if let Some(width) = column.data_type().primitive_width() {
+        return rows * width + nulls;
+    }
+    if let Some(lists) = column.as_list_opt::<i32>()
+        && let Some(width) = lists.value_type().primitive_width()
+        && let Some(offsets) = lists.value_offsets().get(from..=from + rows)
+        && let [first, .., last] = offsets
+    {
+        let values = (last - first) as usize;
+        let null_values = lists.values().nulls().map_or(0, |_| values.div_ceil(8));
+        return values * width + null_values + size_of_val(offsets) + nulls;
+    }
+    column.slice(from, rows).to_data().get_slice_memory_size().unwrap_or(0)
+}
+
+/// Consecutive rows of a scan's output.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    of: Rows,
+    from: usize,
+    rows: usize,
+    /// Bytes of a row, where all have the same or are taken for it.
+    row_bytes: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Rows {
+    Batch(Arc<RecordBatch>),
+    Block(Arc<Mixed>),
+}
+
+/// Rows of a block in their shuffled order: each is a piece, and a row of it.
+#[derive(Debug)]
+struct Mixed {
+    pieces: Vec<RecordBatch>,
+    order: Vec<(usize, usize)>,
+}
+
+impl From<RecordBatch> for Part {
+    fn from(rows: RecordBatch) -> Self {
+        let width = |column: &ArrayRef| column.data_type().primitive_width().filter(|_| column.nulls().is_none());
+        let row_bytes = rows.columns().iter().map(width).sum();
+        Self { from: 0, rows: rows.num_rows(), row_bytes, of: Rows::Batch(Arc::new(rows)) }
+    }
+}
+
+impl Part {
+    /// The rows of `pieces`, counted over all of them, in this order.
+    pub(crate) fn mixed(pieces: Vec<RecordBatch>, order: &[u32]) -> Self {
+        let mut places = Vec::with_capacity(order.len());
+        for (number, piece) in pieces.iter().enumerate() {
+            places.extend((0..piece.num_rows()).map(|row| (number, row)));
+        }
+        let order: Vec<_> = order.iter().filter_map(|row| places.get(*row as usize).copied()).collect();
+        let bytes: usize = pieces.iter().map(batch_size).sum();
+        let row_bytes = Some(bytes.div_ceil(order.len().max(1)));
+        Self { from: 0, rows: order.len(), row_bytes, of: Rows::Block(Arc::new(Mixed { pieces, order })) }
+    }
+
+    pub(crate) fn num_rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match (&self.of, self.row_bytes) {
+            (Rows::Batch(batch), None) => {
+                batch.columns().iter().map(|column| column_size(column.as_ref(), self.from, self.rows)).sum()
+            }
+            (_, bytes) => bytes.unwrap_or(0) * self.rows,
+        }
+    }
+
+    /// `rows` rows from `from` on, as far as they are there.
+    pub(crate) fn slice(&self, from: usize, rows: usize) -> Self {
+        let from = from.min(self.rows);
+        Self { from: self.from + from, rows: rows.min(self.rows - from), ..self.clone() }
+    }
+
+    #[cfg(feature = "torch")]
+    pub(crate) fn schema(&self) -> Option<&SchemaRef> {
+        match &self.of {
+            Rows::Batch(batch) => Some(batch.schema_ref()),
+            Rows::Block(block) => block.pieces.first().map(RecordBatch::schema_ref),
+        }
+    }
+
+    /// A column's rows.
+    #[cfg(feature = "torch")]
+    pub(crate) fn column(&self, index: usize) -> Result<ArrayRef, ArrowError> {
+        match &self.of {
+            Rows::Batch(batch) if self.rows == batch.num_rows() => Ok(Arc::clone(batch.column(index))),
+            Rows::Batch(batch) => Ok(batch.column(index).slice(self.from, self.rows)),
+            Rows::Block(block) => {
+                let pieces: Vec<&dyn Array> = block.pieces.iter().map(|piece| piece.column(index).as_ref()).collect();
+                interleave(&pieces, self.order(block))
+            }
+        }
+    }
+
+    /// The record batch that has the rows one after the other, and the place of the first one there.
+    #[cfg(feature = "torch")]
+    pub(crate) fn in_batch(&self) -> Option<(&RecordBatch, usize)> {
+        match &self.of {
+            Rows::Batch(batch) => Some((batch, self.from)),
+            Rows::Block(_) => None,
+        }
+    }
+
+    /// The rows as one record batch.
+    pub(super) fn batch(&self) -> Result<RecordBatch, ArrowError> {
+        match &self.of {
+            Rows::Batch(batch) if self.rows == batch.num_rows() => Ok(RecordBatch::clone(batch)),
+            Rows::Batch(batch) => Ok(batch.slice(self.from, self.rows)),
+            Rows::Block(block) => interleave_record_batch(&block.pieces.iter().collect::<Vec<_>>(), self.order(block)),
+        }
+    }
+
+    /// The rows as record batches. Texts of more bytes than one array can have are the only ones that do not fit into one.
+    pub(super) fn batches(&self) -> Vec<RecordBatch> {
+        match (self.batch(), &self.of) {
+            (Ok(rows), _) => vec![rows],
+            (Err(_), Rows::Batch(_)) => vec![],
+            (Err(_), Rows::Block(block)) => {
+                let row = |(piece, row): &(usize, usize)| block.pieces.get(*piece).map(|piece| piece.slice(*row, 1));
+                self.order(block).iter().filter_map(row).collect()
+            }
+        }
+    }
+
+    fn order<'a>(&self, block: &'a Mixed) -> &'a [(usize, usize)] {
+        block.order.get(self.from..self.from + self.rows).unwrap_or_default()
+    }
+}
