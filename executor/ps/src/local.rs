@@ -69,7 +69,7 @@ impl Pass<'_> {
                     copying.before_change(&block)?;
                 }
                 let (param, grad) = (&mut param[inside.clone()], &grad[inside]);
-                slots.update(block, |slots| update.apply(1.0, param, grad, slots))?;
+                slots.update(block, |part, slots| update.apply(1.0, &mut param[part.clone()], &grad[part], slots))?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ mod load_tests;
 mod matching;
 #[cfg(test)]
 mod ps_tests;
+mod unbuffered;
 mod values;
 #[cfg(test)]
 pub(crate) mod watched;

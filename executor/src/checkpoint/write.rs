@@ -3,8 +3,6 @@
 //! - `CKP-5` a part that is reported is durable: on a file system it has reached the disk, name and all.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::blocks::BlockCrc;
 use super::encode::Content;
+use super::unbuffered::Unbuffered;
 use super::{CheckpointStore, Written, cannot};
 use crate::Error;
+
+/// Bytes that are still in the core's cache when they are copied after their checksum was taken.
+const IN_CACHE: usize = 256 << 10;
 
 /// Files above this size go up in several requests.
 const MULTIPART_BYTES: u64 = 64 << 20;
@@ -103,9 +105,8 @@ fn to_file(target: &FilePath, content: &Content, name: &str) -> Result<Written, 
     let io = |e: std::io::Error| cannot(name, "written", e);
     let folder = target.parent().unwrap_or(target);
     std::fs::create_dir_all(folder).map_err(io)?;
-    let (mut file, staged) = create_beside(target).map_err(io)?;
-    let written = fill(&mut file, content, name).and_then(|written| {
-        file.sync_data().map_err(io)?;
+    let (file, staged) = create_beside(target).map_err(io)?;
+    let written = fill(file, content, name).and_then(|written| {
         std::fs::rename(&staged, target).map_err(io)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         Ok(written)
@@ -136,26 +137,19 @@ fn create_beside(target: &FilePath) -> std::io::Result<(File, PathBuf)> {
     }
 }
 
-fn fill(file: &mut File, content: &Content, name: &str) -> Result<Written, Error> {
+/// Writes all of it to the disk.
+fn fill(file: File, content: &Content, name: &str) -> Result<Written, Error> {
+    let io = |e: std::io::Error| cannot(name, "written", e);
+    let mut file = Unbuffered::new(file, content.bytes()).map_err(io)?;
     let mut crc = BlockCrc::new();
     for piece in content.pieces() {
-        let piece = piece?;
-        let start = crc.bytes();
-        crc.update(&piece);
-        file.write_all(&piece).map_err(|e| cannot(name, "written", e))?;
-        begin_write_back(file, start, piece.len());
+        for bytes in piece?.chunks(IN_CACHE) {
+            crc.update(bytes);
+            file.write(bytes).map_err(io)?;
+        }
     }
+    file.finish().map_err(io)?;
     Ok(crc.written())
-}
-
-/// Has the disk begin with these bytes now, so that little is left to wait for at the end.
-fn begin_write_back(file: &File, start: u64, len: usize) {
-    // SAFETY: a system call on a descriptor that is open; it touches no memory of this process.
-    #[expect(unsafe_code, reason = "nix has no wrapper for it")]
-    unsafe {
-        // Only advice: where the file system does not take it, the bytes go to the disk at the end.
-        nix::libc::sync_file_range(file.as_raw_fd(), start as i64, len as i64, nix::libc::SYNC_FILE_RANGE_WRITE);
-    }
 }
 
 async fn to_store(

@@ -16,6 +16,9 @@ use crate::optimizer::MAX_SLOTS;
 
 /// Elements that are copied at a time where nothing is computed. A chunk has a multiple of it.
 const COPIED: usize = 4096;
+/// Elements of what is frozen that are updated at a time: so few that those after them are being read, and those before
+/// them written, while they are computed.
+const FEW: usize = 512;
 /// Elements of a chunk, at least: one is not worth another thread.
 const LEAST: usize = 1 << 16;
 /// Chunks of a slot that is not large.
@@ -44,7 +47,7 @@ pub(crate) struct SlotsMut<'a> {
     /// Number of the chunk under way, and what its frozen predecessors hold, by slot.
     under_way: usize,
     old: [Option<Arc<Floats>>; MAX_SLOTS],
-    /// A block of each slot while it is updated, where it is frozen.
+    /// A few elements of each slot while they are updated, where it is frozen.
     scratch: Vec<f32>,
 }
 
@@ -62,6 +65,14 @@ fn blocks(chunk: usize, range: Range<usize>, block: usize) -> impl Iterator<Item
 fn inside(chunk: usize, block: &Range<usize>) -> (usize, Range<usize>) {
     let number = block.start / chunk;
     (number, block.start - number * chunk..block.end - number * chunk)
+}
+
+/// Copies `from`, which is as long: without a call, so that the update need not wait for all of it.
+fn few(to: &mut [f32], from: &[f32]) {
+    #[expect(clippy::manual_memcpy, reason = "the call takes a tenth longer for the whole update")]
+    for i in 0..to.len() {
+        to[i] = from[i];
+    }
 }
 
 impl Slots {
@@ -139,7 +150,7 @@ impl Slots {
         let len = self.len;
         let mut slots = self.update();
         for block in slots.blocks(0..len, COPIED) {
-            slots.update(block, |_| Ok(()))?;
+            slots.update(block, |_, _| Ok(()))?;
         }
         drop(slots);
         let (len, chunk) = (self.len, self.chunk);
@@ -202,12 +213,12 @@ impl<'a> SlotsMut<'a> {
         blocks(self.chunk, range, block)
     }
 
-    /// Has a block of each slot updated; `COW-1`. What is frozen is updated in a copy that stays in the cache, and then
-    /// written to where it will be.
+    /// Has a block of each slot updated, in parts; `update` is told which elements of the block come with it. `COW-1`: what
+    /// is frozen is updated in a copy that stays in the cache, and then written to where it will be.
     pub(crate) fn update(
         &mut self,
         block: Range<usize>,
-        update: impl FnOnce(&mut [&mut [f32]]) -> Result<(), Error>,
+        mut update: impl FnMut(Range<usize>, &mut [&mut [f32]]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (number, inside) = inside(self.chunk, &block);
         let chunk = number.wrapping_sub(self.first);
@@ -223,28 +234,35 @@ impl<'a> SlotsMut<'a> {
             }
         }
         let (count, len) = (self.count, block.len());
-        let frozen = self.old.iter().any(Option::is_some);
-        if frozen && self.scratch.len() < count * len {
-            self.scratch.resize(count * len, 0.0);
-        }
-        let mut views: [&mut [f32]; MAX_SLOTS] = Default::default();
-        let mut targets: [Option<&mut [f32]>; MAX_SLOTS] = Default::default();
-        let mut copies = self.scratch.chunks_exact_mut(len.max(1));
+        let mut places: [&mut [f32]; MAX_SLOTS] = Default::default();
+        let mut frozen: [Option<&[f32]>; MAX_SLOTS] = Default::default();
         for (index, (slot, old)) in self.chunks.iter_mut().zip(&self.old).enumerate() {
             let Some(floats) = slot.get_mut(chunk).and_then(Arc::get_mut) else { continue };
-            let place = &mut floats[inside.clone()];
-            match old.as_ref().zip(copies.next()) {
-                Some((old, copy)) => {
-                    copy.copy_from_slice(&old[inside.clone()]);
-                    (views[index], targets[index]) = (copy, Some(place));
-                }
-                None => views[index] = place,
-            }
+            places[index] = &mut floats[inside.clone()];
+            frozen[index] = old.as_ref().map(|old| &old[inside.clone()]);
         }
-        update(&mut views[..count])?;
-        for (view, target) in views.iter().zip(targets) {
-            if let Some(target) = target {
-                stream(view, target);
+        if frozen.iter().all(Option::is_none) {
+            return update(0..len, &mut places[..count]);
+        }
+        self.scratch.resize(count * FEW, 0.0);
+        for part in blocks(FEW, 0..len, FEW) {
+            let mut views: [&mut [f32]; MAX_SLOTS] = Default::default();
+            let slots = views.iter_mut().zip(&mut places).zip(&frozen);
+            for (((view, place), old), copy) in slots.zip(self.scratch.chunks_exact_mut(FEW)) {
+                *view = match old {
+                    Some(old) => {
+                        let copy = &mut copy[..part.len()];
+                        few(copy, &old[part.clone()]);
+                        copy
+                    }
+                    None => &mut place[part.clone()],
+                };
+            }
+            update(part.clone(), &mut views[..count])?;
+            for ((place, old), copy) in places.iter_mut().zip(&frozen).zip(self.scratch.chunks_exact(FEW)) {
+                if old.is_some() {
+                    stream(&copy[..part.len()], &mut place[part.clone()]);
+                }
             }
         }
         Ok(())
@@ -281,8 +299,8 @@ mod tests {
         // Cut where chunks are not, as by variables; both halves at the same time.
         let update = |mut slots: SlotsMut<'_>, parts: &[Range<usize>]| {
             for block in parts.iter().flat_map(|part| slots.blocks(part.clone(), 4096)).collect::<Vec<_>>() {
-                let add = |views: &mut [&mut [f32]]| {
-                    assert_eq!(views.len(), 2);
+                let add = |part: Range<usize>, views: &mut [&mut [f32]]| {
+                    assert!(views.len() == 2 && views.iter().all(|view| view.len() == part.len()));
                     views.iter_mut().flat_map(|view| view.iter_mut()).for_each(|x| *x += by);
                     Ok(())
                 };

@@ -7,18 +7,51 @@
 /// this thread writes elsewhere.
 #[cfg(target_arch = "x86_64")]
 pub fn stream(from: &[f32], to: &mut [f32]) {
-    use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
     let len = from.len().min(to.len());
     let (from, to) = (&from[..len], &mut to[..len]);
     // Whole lines, so that none is written in two parts; the ends as usual.
     let head = to.as_ptr().align_offset(64).min(len);
-    let lines = (len - head) / 16 * 16;
+    let lines = (len - head) / LINE * LINE;
     let (first, rest) = to.split_at_mut(head);
     let (middle, last) = rest.split_at_mut(lines);
     first.copy_from_slice(&from[..head]);
     last.copy_from_slice(&from[head + lines..]);
-    for (to, from) in middle.chunks_exact_mut(4).zip(from[head..head + lines].chunks_exact(4)) {
-        // SAFETY: SSE is part of x86-64. Both are 4 elements; `to` is aligned to 16 bytes, as `head` ends at a line.
+    let from = &from[head..head + lines];
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: this processor has the instructions.
+        #[expect(unsafe_code, reason = "the compiler does not know for which processor it is called")]
+        unsafe {
+            at_once(from, middle);
+        }
+    } else {
+        in_parts(from, middle);
+    }
+}
+
+/// Elements of a line of the caches.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 16;
+
+/// A line with one store, which can be twice as fast as with four. Both are whole lines; `to` begins with one.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn at_once(from: &[f32], to: &mut [f32]) {
+    use std::arch::x86_64::{_mm512_loadu_ps, _mm512_stream_ps};
+    for (to, from) in to.chunks_exact_mut(LINE).zip(from.chunks_exact(LINE)) {
+        // SAFETY: both are a line's elements, and `to` is aligned to one.
+        #[expect(unsafe_code, reason = "there is no safe name for such a store")]
+        unsafe {
+            _mm512_stream_ps(to.as_mut_ptr(), _mm512_loadu_ps(from.as_ptr()));
+        }
+    }
+}
+
+/// As `at_once`, on any processor.
+#[cfg(target_arch = "x86_64")]
+fn in_parts(from: &[f32], to: &mut [f32]) {
+    use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
+    for (to, from) in to.chunks_exact_mut(4).zip(from.chunks_exact(4)) {
+        // SAFETY: SSE is part of x86-64. Both are 4 elements; `to` is aligned to 16 bytes.
         #[expect(unsafe_code, reason = "there is no safe name for such a store")]
         unsafe {
             _mm_stream_ps(to.as_mut_ptr(), _mm_loadu_ps(from.as_ptr()));
@@ -61,5 +94,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn lines_in_parts_are_the_same() {
+        let arena = crate::memory::Arena::new().unwrap();
+        // Begins with a page.
+        let mut to = arena.floats(64).unwrap();
+        let from: Vec<f32> = (0..64).map(|i| i as f32).collect();
+        in_parts(&from, &mut to);
+        fence();
+        assert_eq!(from, *to);
     }
 }

@@ -28,10 +28,11 @@ impl Shard {
         let mut slots = self.slots.update();
         for block in slots.blocks(0..len, BLOCK) {
             let (params, staged, scratch) = (&mut out[block.clone()], &self.staged, &mut self.scratch);
-            slots.update(block.clone(), |views| {
-                let vectors = std::iter::once(params).chain(views.iter_mut().map(|view| &mut **view));
-                for (vector, into) in vectors.enumerate() {
-                    let place = vector * len + block.start..vector * len + block.end;
+            slots.update(block.clone(), |part, views| {
+                let params = std::iter::once(&mut params[part.clone()]);
+                for (vector, into) in params.chain(views.iter_mut().map(|view| &mut **view)).enumerate() {
+                    let start = vector * len + block.start;
+                    let place = start + part.start..start + part.end;
                     let (scale, mean) = aggregated(staged, parts, place, scratch);
                     into.iter_mut().zip(mean).for_each(|(into, mean)| *into = scale * mean);
                 }

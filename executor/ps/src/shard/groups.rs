@@ -68,14 +68,18 @@ impl Shard {
             for block in slots.blocks(piece.clone(), BLOCK) {
                 let params = &mut out[block.clone()];
                 params.copy_from_slice(&self.current.params[block.clone()]);
-                let (staged, scratch) = (&self.staged, &mut self.scratch);
+                let is_updated = *is_eager == eager;
+                let (scale, grad) = if is_updated {
+                    aggregated(&self.staged, parts, block.clone(), &mut self.scratch)
+                } else {
+                    (0.0, &[][..])
+                };
                 // Asked for in any case: a frozen chunk is replaced whole.
-                slots.update(block.clone(), |slots| {
-                    if *is_eager != eager {
+                slots.update(block, |part, slots| {
+                    if !is_updated {
                         return Ok(());
                     }
-                    let (scale, grad) = aggregated(staged, parts, block, scratch);
-                    plan.of(0).apply(scale, params, grad, slots)
+                    plan.of(0).apply(scale, &mut params[part.clone()], &grad[part], slots)
                 })?;
             }
         }

@@ -60,7 +60,8 @@ impl Pass<'_> {
                 let params = if self.past_caches { &mut next[..block.len()] } else { &mut *place };
                 params.copy_from_slice(&self.current[block.clone()]);
                 let (scale, grad) = aggregated(self.staged, self.parts, block.clone(), &mut sum);
-                slots.update(block, |slots| update.apply(scale, params, grad, slots))?;
+                slots
+                    .update(block, |part, slots| update.apply(scale, &mut params[part.clone()], &grad[part], slots))?;
                 if self.past_caches {
                     stream(&next[..place.len()], place);
                 }
