@@ -36,9 +36,9 @@ impl Unbuffered {
     /// An empty file, which will have `size` bytes.
     pub(super) fn new(file: File, size: u64) -> io::Result<Self> {
         // Its place on the disk at once: then no write changes its size. A file system that cannot do that finds it later.
-        match fallocate(&file, FallocateFlags::empty(), 0, size.try_into().unwrap_or(i64::MAX)) {
-            Err(full @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => return Err(full.into()),
-            Ok(()) | Err(_) => {}
+        let placed = fallocate(&file, FallocateFlags::empty(), 0, size.try_into().unwrap_or(i64::MAX));
+        if let Err(full @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) = placed {
+            return Err(full.into());
         }
         let direct = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_DIRECT)).is_ok();
         Ok(Self { file, direct, room: MmapMut::map_anon(WRITE)?, filled: 0, at: 0 })

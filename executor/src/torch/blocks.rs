@@ -23,7 +23,7 @@ const LEAST: usize = 1 << 16;
 
 /// The blocks of all ps of this host.
 #[derive(Debug)]
-pub(super) struct Source(Box<Vec<Arc<Blocks>>>);
+pub(super) struct Source(Vec<Arc<Blocks>>);
 
 /// Until it is dropped, tensors that this thread makes lie in blocks, where they have the size of a variable.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Armed<'a>(PhantomData<&'a Source>);
 extern "C" fn take(source: *mut c_void, bytes: usize) -> *mut c_void {
     // SAFETY: the source that `arm` gave, which outlives the armed time.
     let blocks = unsafe { &*source.cast::<Vec<Arc<Blocks>>>() };
-    let elements = if bytes % size_of::<f32>() == 0 { bytes / size_of::<f32>() } else { 0 };
+    let elements = if bytes.is_multiple_of(size_of::<f32>()) { bytes / size_of::<f32>() } else { 0 };
     let Some(block) = blocks.iter().find_map(|blocks| blocks.take(elements)) else { return ptr::null_mut() };
     let place = block.as_mut_ptr();
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner).insert(place as usize, block);
@@ -48,13 +48,13 @@ impl Source {
     /// `None` before the first push, and where no ps is on this host.
     pub(super) fn of(client: &PsClient) -> Option<Source> {
         let blocks = client.blocks();
-        (!blocks.is_empty()).then(|| Source(Box::new(blocks)))
+        (!blocks.is_empty()).then(|| Source(blocks))
     }
 
     /// For the backward pass, which runs on the thread that asks for it.
     pub(super) fn arm(&self) -> Armed<'_> {
         // SAFETY: `take` only reads the source, which outlives the guard.
-        let armed = unsafe { tfos_arm(ptr::from_ref(&*self.0).cast_mut().cast(), LEAST, take, give) };
+        let armed = unsafe { tfos_arm(ptr::from_ref(&self.0).cast_mut().cast(), LEAST, take, give) };
         if armed == 0 {
             tracing::warn!("libtorch takes no other memory: gradients are copied");
         }

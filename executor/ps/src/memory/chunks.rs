@@ -3,7 +3,7 @@
 //! - `COW-1` what a snapshot holds never changes: an update of a frozen chunk is written into another one.
 //!
 //! An update goes over all elements in order, or, cut where chunks are, over several parts at once. It reads a frozen chunk
-//! and writes its successor block by block, past the caches, which costs the memory traffic of an update in place; the old
+//! and writes its successor a few elements at a time, past the caches, which is the memory traffic of an update in place; the old
 //! one is the snapshot's from then on. So no step waits for a copy.
 
 use std::ops::Range;

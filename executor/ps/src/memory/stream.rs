@@ -1,7 +1,7 @@
 //! Copies past the caches, for memory that is not read again soon.
 //!
 //! A plain store first reads the line that it changes. What a snapshot makes an update write elsewhere would so cost half
-//! as much again as the update itself; written past the caches it costs nothing beside an update in place.
+//! as much again as the update itself; written past the caches it costs less than twice an update in place.
 
 /// Copies `from` to `to`, up to the shorter of the two. Not ordered with what
 /// this thread writes elsewhere.
