@@ -1,6 +1,7 @@
 //! Deterministic training over real sockets: the same bits for any number of workers and shards, and without ps.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 
@@ -71,6 +72,9 @@ fn alone(problem: &Regression, optimizer: Scheduled) -> Bits {
 struct Places {
     state: Mutex<State>,
     changed: Condvar,
+    /// From which step on a worker dies as soon as it has a part: until then each step keeps one for it.
+    dies_at: Option<u64>,
+    died: AtomicBool,
 }
 
 #[derive(Default)]
@@ -83,7 +87,7 @@ struct State {
 
 impl Places {
     /// Any part that nobody has; waits while all are being computed.
-    fn take(&self, random: &mut Random) -> Option<(u64, u32)> {
+    fn take(&self, random: &mut Random, dies: bool) -> Option<(u64, u32)> {
         let mut state = self.state.lock().unwrap();
         loop {
             if state.pushed == parts_of(state.step) || state.step == 0 {
@@ -92,6 +96,11 @@ impl Places {
                 }
                 *state = State { step: state.step + 1, free: (0..parts_of(state.step + 1)).collect(), pushed: 0 };
                 self.changed.notify_all();
+            }
+            let is_due = self.dies_at.is_some_and(|at| state.step >= at) && !self.died.load(Ordering::Relaxed);
+            if is_due && !dies && state.free.len() == 1 {
+                state = self.changed.wait(state).unwrap();
+                continue;
             }
             let place = random.below(state.free.len() as u64) as usize;
             if let Some(index) = state.free.iter().copied().nth(place) {
@@ -110,6 +119,7 @@ impl Places {
     fn give_back(&self, step: u64, index: u32) {
         let mut state = self.state.lock().unwrap();
         assert_eq!(state.step, step, "the step was made without it");
+        self.died.store(true, Ordering::Relaxed);
         state.free.insert(index);
         self.changed.notify_all();
     }
@@ -121,7 +131,7 @@ fn work(cluster: &Cluster, mut worker: Worker, places: &Places, seed: u64, dies_
     let mut buffer = [0.0];
     let problem = worker.problem.clone();
     let mut client: PsClient = worker.client;
-    while let Some((step, index)) = places.take(&mut random) {
+    while let Some((step, index)) = places.take(&mut random, dies_at.is_some()) {
         // Who joined later has parameters, but `join` forgets the buffers.
         if client.step() + 1 != step || (buffer == [0.0] && step > 1) {
             let (bias, weight) = worker.params.split_at_mut(1);
@@ -158,7 +168,7 @@ fn work(cluster: &Cluster, mut worker: Worker, places: &Places, seed: u64, dies_
 
 fn together(problem: &Regression, optimizer: Scheduled, shards: usize, workers: u32, dies_at: Option<u64>) -> Bits {
     let cluster = Cluster::start(shards, workers);
-    let places = Places::default();
+    let places = Places { dies_at, ..Places::default() };
     let died = thread::scope(|scope| {
         let threads: Vec<_> = (0..workers)
             .map(|index| {
