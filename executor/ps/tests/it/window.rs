@@ -101,6 +101,19 @@ fn what_is_not_copied_gives_the_same_bits() {
     assert!(copied.iter().all(|value| value.is_finite() && *value != 0.25));
 }
 
+/// A worker in asynchronous training, of which a gradient of ones takes 1 from everything.
+fn counting(cluster: &Cluster, index: u32, layout: &Layout) -> (PsClient, Vec<f32>) {
+    let (mut client, mut params) = (cluster.connect(index), vec![0.0f32; layout.total]);
+    if index == 0 {
+        let (optimizer, params) = (Optimizer::sgd(1.0).into(), &[&params[..]]);
+        let (mode, slots, buffers) = (Mode::Async, &[], &[] as &[&[f32]]);
+        let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params, slots, buffers };
+        client.init(layout, state).unwrap();
+    }
+    client.wait_init(layout, &mut [&mut params], &mut []).unwrap();
+    (client, params)
+}
+
 #[test] // PS-8
 fn what_is_lent_is_one_version_until_the_next_push() {
     const LEN: usize = 300_000;
@@ -111,15 +124,8 @@ fn what_is_lent_is_one_version_until_the_next_push() {
         for index in 0..3u32 {
             let (cluster, layout) = (&cluster, &layout);
             scope.spawn(move || {
-                let mut client = cluster.connect(index);
-                let (mut params, gradient) = (vec![0.0f32; LEN], vec![1.0f32; LEN]);
-                if index == 0 {
-                    let (optimizer, params) = (Optimizer::sgd(1.0).into(), &[&params[..]]);
-                    let (mode, slots, buffers) = (Mode::Async, &[], &[] as &[&[f32]]);
-                    let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params, slots, buffers };
-                    client.init(layout, state).unwrap();
-                }
-                client.wait_init(layout, &mut [&mut params], &mut []).unwrap();
+                let (mut client, mut params) = counting(cluster, index, layout);
+                let gradient = vec![1.0f32; LEN];
                 let gradients: &[&[f32]] = &[&gradient];
                 let push = || Push { rows: 1, loss: 0.0, leases: &[], buffers: None, gradients };
                 assert!(client.push_pull_lent(push(), &mut []).is_err(), "before there is a window");
@@ -152,15 +158,8 @@ fn what_a_worker_reads_is_one_version_while_others_go_on() {
             for index in 0..3u32 {
                 let (cluster, layout) = (&cluster, &layout);
                 scope.spawn(move || {
-                    let mut client = cluster.connect(index);
-                    let (mut params, gradient) = (vec![0.0f32; len], vec![1.0f32; len]);
-                    if index == 0 {
-                        let (optimizer, params) = (Optimizer::sgd(1.0).into(), &[&params[..]]);
-                        let (mode, slots, buffers) = (Mode::Async, &[], &[] as &[&[f32]]);
-                        let state = InitState { optimizer, mode, step: 0, optimizer_step: 0, params, slots, buffers };
-                        client.init(layout, state).unwrap();
-                    }
-                    client.wait_init(layout, &mut [&mut params], &mut []).unwrap();
+                    let (mut client, mut params) = counting(cluster, index, layout);
+                    let gradient = vec![1.0f32; len];
                     for _ in 0..pushes {
                         let push = Push { rows: 1, loss: 0.0, leases: &[], buffers: None, gradients: &[&gradient] };
                         let step = client.push_pull(push, &mut [&mut params]).unwrap().step;
