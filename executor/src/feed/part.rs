@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use tfos_data::arrow::compute::{interleave, interleave_record_batch};
+#[cfg(feature = "torch")]
+use tfos_data::arrow::compute::interleave;
+use tfos_data::arrow::compute::interleave_record_batch;
+#[cfg(feature = "torch")]
 use tfos_data::arrow::datatypes::SchemaRef;
 use tfos_data::arrow::error::ArrowError;
 
