@@ -43,8 +43,8 @@ pub const SPARSE: u8 = 64;
 pub const SLICED: u8 = 128;
 /// Flag of ps:0's Welcome: the chief has initialised, at global step `step`.
 pub const INITIALISED: u8 = 8;
-/// Flag of a push: the gradient lies in the stage of the window, and the body is empty. Of its Result: the parameters lie in
-/// the state, and the body is empty. Of the answer to Window: there is one.
+/// Flag of a push: the gradient lies in the stage and the blocks of the window, and the body is empty. Of its Result: the
+/// parameters lie in the state, and the body is empty. Of the answer to Window: there is one.
 pub const WINDOW: u8 = 8;
 /// Flag of a Pull: the slots are asked for, not the parameters.
 pub const SLOTS: u8 = 16;

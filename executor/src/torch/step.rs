@@ -1,7 +1,7 @@
 //! What goes into a step of training, and what comes out of it.
 
 use tfos_core::rows::MicroBatch;
-use tfos_ps::Commit;
+use tfos_ps::{Commit, Push};
 
 /// What became of a step.
 #[derive(Debug, Clone)]
@@ -28,4 +28,12 @@ pub(super) struct Computed<'a> {
     pub(super) rows: u64,
     pub(super) leases: &'a [u8],
     pub(super) micro_batch: Option<MicroBatch>,
+}
+
+impl Computed<'_> {
+    /// What is pushed of it, with buffers if there are any.
+    pub(super) fn push<'a>(&'a self, gradients: &'a [&'a [f32]], buffers: &'a [&'a [f32]]) -> Push<'a> {
+        let Self { loss, rows, leases, .. } = *self;
+        Push { rows: rows.max(1), loss, leases, buffers: (!buffers.is_empty()).then_some(buffers), gradients }
+    }
 }

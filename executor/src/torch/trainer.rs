@@ -7,8 +7,8 @@ use tfos_core::checkpoint::Loading;
 use tfos_core::rows::MicroBatch;
 use tfos_ps::memory::{Arena, Cut};
 use tfos_ps::{
-    Awaited, DeterministicTrainer, FullState, InitState, Layout, Load, LocalTrainer, Mode, Place, PsClient, Push,
-    Scheduled, Snapshot,
+    Awaited, DeterministicTrainer, FullState, InitState, Layout, Load, LocalTrainer, Mode, Place, PsClient, Scheduled,
+    Snapshot,
 };
 
 use super::blocks;
@@ -297,7 +297,7 @@ impl Trainer {
     }
 
     fn apply(&mut self, gradients: Vec<Tensor>, computed: Computed<'_>) -> Result<Stepped, Error> {
-        let Computed { loss, rows, leases, .. } = computed;
+        let rows = computed.rows;
         if self.begun.is_some() {
             return self.push(&gradients, computed);
         }
@@ -336,13 +336,7 @@ impl Trainer {
                     None => &gradients,
                 };
                 let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
-                let push = Push {
-                    rows: rows.max(1),
-                    loss,
-                    leases,
-                    buffers: (!buffers.is_empty()).then_some(&buffers[..]),
-                    gradients: &gradients,
-                };
+                let push = computed.push(&gradients, &buffers);
                 let outcome = if client.lends() && host_params.is_none() {
                     let lending = self.lending.get_or_insert_with(|| Lending::new(&self.layout, &self.variables));
                     lending.check(client)?;
@@ -366,7 +360,7 @@ impl Trainer {
 
     /// Deterministic training: a part of the next step. The last one brings the buffers, whoever computes it.
     fn push(&mut self, gradients: &[Tensor], computed: Computed<'_>) -> Result<Stepped, Error> {
-        let Computed { loss, rows, leases, micro_batch } = computed;
+        let Computed { rows, micro_batch, .. } = computed;
         let Some(micro_batch) = micro_batch else {
             return Err(Error::Usage {
                 what: "a step was taken without a batch of the feed".into(),
@@ -377,13 +371,7 @@ impl Trainer {
         let buffers = if micro_batch.is_last() { on_host(&self.buffers)? } else { vec![] };
         let buffers: Vec<&[f32]> = buffers.iter().map(floats).collect();
         let gradients: Vec<&[f32]> = gradients.iter().map(floats).collect();
-        let push = Push {
-            rows: rows.max(1),
-            loss,
-            leases,
-            buffers: (!buffers.is_empty()).then_some(&buffers[..]),
-            gradients: &gradients,
-        };
+        let push = computed.push(&gradients, &buffers);
         match &mut self.backend {
             Backend::Ps(client) => {
                 let stop = client.push(push, place)?;

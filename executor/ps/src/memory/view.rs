@@ -1,7 +1,8 @@
-//! Memory of another process: part of its arena, to be read from or written to by copying.
+//! Memory of another process: part of its arena, to be read from or written to.
 //!
-//! The other process may be broken, so what lies here is only ever copied through pointers, never borrowed; any bits are an
-//! f32. It cannot take the memory away: an arena does not shrink, which its seal says.
+//! The other process may be broken, so here values are copied through pointers; any bits are an f32. Who borrows some
+//! ([`Block`](super::Block), [`LentPart`](crate::LentPart)) says what keeps the other process from writing meanwhile. It cannot take the
+//! memory away: an arena does not shrink, which its seal says.
 
 use std::fs::File;
 use std::io;
