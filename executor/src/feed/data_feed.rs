@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tfos_core::proto::{Commit, Commits, Terminate, from_executor::Message};
-use tfos_core::rows::{MicroBatch, RowRange, encode_ranges};
+use tfos_core::proto::{Terminate, from_executor::Message};
+use tfos_core::rows::{MicroBatch, RowRange};
 
 use super::batch::Batch;
+use super::passed::Passed;
 use super::queue::{Front, Pop, Queue};
 use crate::Error;
 use crate::control::{Counters, Outgoing};
@@ -66,6 +67,7 @@ pub struct DataFeed {
     pub(crate) outgoing: Outgoing,
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) passed: Passed,
 }
 
 impl fmt::Debug for DataFeed {
@@ -126,6 +128,7 @@ impl DataFeed {
                 Pop::Batch(batch) => break Some(batch),
                 Pop::End => break None,
                 Pop::Pending { starved } => {
+                    self.passed.tell();
                     self.hooks.waiting()?;
                     if starved && !idle {
                         self.hooks.idle()?;
@@ -177,6 +180,7 @@ impl DataFeed {
     /// Ends the feed for every node of the job: scans are cancelled and nothing more is read.
     pub fn terminate(&mut self) {
         self.queue.close();
+        self.passed.tell();
         self.outgoing.send(Message::Terminate(Terminate { phase: self.phase }));
     }
 
@@ -203,17 +207,7 @@ impl DataFeed {
 
     /// No update is computed from these rows, and their epoch is complete without one.
     fn pass_over(&self, rows: &[RowRange], count: u64) {
-        let mut ranges = vec![];
-        encode_ranges(rows, &mut ranges);
-        let commit = Commit {
-            global_step: self.counters.step(),
-            worker: self.trainer,
-            rows: count,
-            loss: f64::NAN,
-            ranges: ranges.into(),
-            staleness: 0,
-        };
         self.counters.add_rows(count);
-        self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits: vec![commit] }));
+        self.passed.add(rows, count, self.counters.step());
     }
 }

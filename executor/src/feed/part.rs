@@ -8,11 +8,16 @@ use std::sync::Arc;
 
 use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 #[cfg(feature = "torch")]
+use tfos_data::arrow::buffer::MutableBuffer;
+#[cfg(feature = "torch")]
 use tfos_data::arrow::compute::interleave;
 use tfos_data::arrow::compute::interleave_record_batch;
 #[cfg(feature = "torch")]
 use tfos_data::arrow::datatypes::SchemaRef;
 use tfos_data::arrow::error::ArrowError;
+
+#[cfg(feature = "torch")]
+use super::laid::{Laid, lay_batch};
 
 /// Bytes that the rows occupy; slices of one record batch share memory, and each counts its own part.
 pub(super) fn batch_size(rows: &RecordBatch) -> usize {
@@ -37,6 +42,13 @@ fn column_size(column: &dyn Array, from: usize, rows: usize) -> usize {
     column.slice(from, rows).to_data().get_slice_memory_size().unwrap_or(0)
 }
 
+/// Bytes of columns that may be asked for side by side, which a block keeps once more then.
+fn laid_size(rows: &RecordBatch) -> usize {
+    let widths = rows.columns().iter().filter_map(|column| column.data_type().primitive_width());
+    let (columns, width) = widths.fold((0, 0), |(columns, all), width| (columns + 1, all + width));
+    if columns > 1 { width * rows.num_rows() } else { 0 }
+}
+
 /// Consecutive rows of a scan's output.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
@@ -58,6 +70,11 @@ enum Rows {
 struct Mixed {
     pieces: Vec<RecordBatch>,
     order: Vec<(usize, usize)>,
+    /// The same, counted over all pieces.
+    #[cfg(feature = "torch")]
+    numbers: Vec<u32>,
+    #[cfg(feature = "torch")]
+    laid: Laid,
 }
 
 impl From<RecordBatch> for Part {
@@ -75,10 +92,21 @@ impl Part {
         for (number, piece) in pieces.iter().enumerate() {
             places.extend((0..piece.num_rows()).map(|row| (number, row)));
         }
+        #[cfg(feature = "torch")]
+        let numbers: Vec<u32> = order.iter().copied().filter(|row| (*row as usize) < places.len()).collect();
         let order: Vec<_> = order.iter().filter_map(|row| places.get(*row as usize).copied()).collect();
-        let bytes: usize = pieces.iter().map(batch_size).sum();
+        let bytes: usize = pieces.iter().map(|piece| batch_size(piece) + laid_size(piece)).sum();
         let row_bytes = Some(bytes.div_ceil(order.len().max(1)));
-        Self { from: 0, rows: order.len(), row_bytes, of: Rows::Block(Arc::new(Mixed { pieces, order })) }
+        let rows = order.len();
+        let mixed = Mixed {
+            pieces,
+            order,
+            #[cfg(feature = "torch")]
+            numbers,
+            #[cfg(feature = "torch")]
+            laid: Laid::default(),
+        };
+        Self { from: 0, rows, row_bytes, of: Rows::Block(Arc::new(mixed)) }
     }
 
     pub(crate) fn num_rows(&self) -> usize {
@@ -121,12 +149,16 @@ impl Part {
         }
     }
 
-    /// The record batch that has the rows one after the other, and the place of the first one there.
+    /// Appends the rows of these columns, row after row; `false` where they are not all of numbers of one width without
+    /// nulls.
     #[cfg(feature = "torch")]
-    pub(crate) fn in_batch(&self) -> Option<(&RecordBatch, usize)> {
+    pub(crate) fn lay(&self, columns: &[usize], out: &mut MutableBuffer) -> bool {
         match &self.of {
-            Rows::Batch(batch) => Some((batch, self.from)),
-            Rows::Block(_) => None,
+            Rows::Batch(batch) => lay_batch(batch, columns, self.from, self.rows, out),
+            Rows::Block(block) => {
+                let numbers = block.numbers.get(self.from..self.from + self.rows).unwrap_or_default();
+                block.laid.take(&block.pieces, columns, numbers, out)
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use tfos_core::rows::{MicroBatch, RowRange};
 use tokio::sync::Notify;
 
 use super::batch::{Batch, Piece};
+use super::depth::Depth;
 use super::usage::{Peak, Usage};
 use crate::Error;
 
@@ -36,6 +37,7 @@ struct State {
     pieces: VecDeque<Piece>,
     usage: Usage,
     peak: Peak,
+    depth: Depth,
     rows: u64,
     /// Bytes of the largest piece so far: the next one is to fit.
     largest: usize,
@@ -90,6 +92,7 @@ impl Queue {
         let mut state = self.lock();
         state.batch = n as u64;
         self.wanted.notify_one();
+        let mut waits = false;
         loop {
             if let Some(error) = state.error.take() {
                 state.closed = true;
@@ -99,8 +102,15 @@ impl Queue {
                 return Ok(Pop::End);
             }
             if let Some(batch) = state.take(n) {
+                if !waits {
+                    state.depth.did_not_wait();
+                }
                 self.wanted.notify_one();
                 return Ok(Pop::Batch(batch));
+            }
+            if !waits {
+                state.depth.waited(self.bound);
+                waits = true;
             }
             let starved = state.starved && state.pieces.is_empty();
             let (next, waited) = self.readable.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
@@ -130,8 +140,10 @@ impl Queue {
     /// True while there is room for another piece.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.lock();
-        // A batch has to fit, however small the bound is.
-        state.usage.together() + state.largest <= self.usable() || state.rows < state.batch || state.is_scanning_first()
+        // A batch has to fit, however small the bound is, and the next one is to be there while it is in hand.
+        let fits = state.usage.together() + state.largest <= self.usable();
+        let is_short = state.in_order || !state.depth.is_reached(state.usage.queue) || state.rows < 2 * state.batch;
+        fits && is_short || state.rows < state.batch || state.is_scanning_first()
     }
 
     /// The rest is for what a reader needs for a moment: a page before and after its decompression, a column.

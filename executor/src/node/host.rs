@@ -26,7 +26,9 @@ use crate::agent::Heir;
 use crate::checkpoint::CheckpointStore;
 use crate::control::{Counters, Outgoing, setting};
 use crate::engine::Engine;
-use crate::feed::{DataFeed, Hooks, Leases, Order, Queue, Scan, batch_bytes, direct_source, feed_source, prefetch};
+use crate::feed::{
+    DataFeed, Hooks, Leases, Order, Passed, Queue, Scan, batch_bytes, direct_source, feed_source, prefetch,
+};
 use crate::run::NodeFunction;
 
 /// What a node is started with.
@@ -151,6 +153,7 @@ impl NodeHost {
                 outgoing: outgoing.clone(),
                 hooks: Arc::clone(&hooks),
                 counters: Arc::clone(counters),
+                passed: Passed::new(phase, options.trainer, outgoing.clone(), runtime.clone()),
             });
             queue = Some(shared);
         }
@@ -247,6 +250,9 @@ fn run(
     let result = catch_unwind(AssertUnwindSafe(|| {
         function.run(&mut context)?;
         context.flush_results()?;
+        if let Some(feed) = &context.feed {
+            feed.passed.tell();
+        }
         #[cfg(feature = "torch")]
         context.finish_training()?;
         Ok::<(), Error>(())

@@ -368,6 +368,7 @@ impl NodeContext {
         let value = loss.f_double_value(&[])?;
         let (ranges, rows, micro_batch) = match &self.feed {
             Some(feed) => {
+                feed.passed.tell();
                 let mut out = lock(&feed.outstanding);
                 (std::mem::take(&mut out.ranges), std::mem::take(&mut out.rows), out.micro_batch.take())
             }

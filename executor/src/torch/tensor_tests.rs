@@ -228,6 +228,16 @@ fn check_stacked(columns: [ArrayRef; 3]) {
     let found = super::stacked(&[whole.slice(70, 30), whole.slice(0, 70)], &["b", "c"]).unwrap();
     let wanted = stacked(&[rows.slice(70, 30), rows.slice(0, 70)], &["b", "c"]).unwrap();
     assert!(found.equal(&wanted));
+    // Rows of a shuffled block, laid once and taken twice.
+    let pieces = [rows.slice(7, 90), rows.slice(0, 110)];
+    let order: Vec<u32> = (0..200).map(|row| row * 77 % 200).collect();
+    let block = Part::mixed(pieces.to_vec(), &order);
+    let together = compute::concat_batches(&rows.schema(), &pieces).unwrap();
+    let mixed = compute::take_record_batch(&together, &UInt32Array::from(order)).unwrap();
+    for rows in [0..80, 80..200] {
+        let found = super::stacked(&[block.slice(rows.start, rows.len())], &["c", "a"]).unwrap();
+        assert!(found.equal(&stacked(&[mixed.slice(rows.start, rows.len())], &["c", "a"]).unwrap()));
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ pub(crate) fn schema(table: &str) -> String {
     dense.chain(categories).chain(["label:int64".to_owned()]).collect::<Vec<_>>().join(",")
 }
 
-/// Makes batches that are ready for training, as the peers' scripts do, of arguments DATA EPOCHS TABLE MODE.
+/// Makes batches that are ready for training, as the peers' scripts do, of arguments DATA EPOCHS TABLE MODE BLOCK.
 pub(crate) struct ReadyApp;
 
 impl Application for ReadyApp {
@@ -121,6 +121,7 @@ impl Application for ReadyApp {
         let (url, epochs) = path(arguments)?;
         let table = arguments.get(2).map(String::as_str).unwrap_or_default();
         cluster.set_arguments(&table)?;
+        cluster.shuffle(arguments.get(4).and_then(|n| n.parse().ok()).unwrap_or(0), 0);
         let format = match url.ends_with("tfrecord") {
             true => Format::TfRecord,
             false => Format::Parquet,

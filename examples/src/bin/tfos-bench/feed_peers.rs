@@ -30,6 +30,8 @@ struct Options {
     /// Passes over the files of each run.
     repeat: usize,
     rounds: usize,
+    /// Cases whose name has this.
+    only: String,
     scripts: PathBuf,
     /// Python with Ray and pyarrow, the folder of PyTorch's packages, Python with TensorFlow.
     peers: PathBuf,
@@ -42,6 +44,7 @@ fn options(arguments: &[String]) -> Result<Options, String> {
         rows: [200_000, 1_000_000],
         repeat: 5,
         rounds: 3,
+        only: String::new(),
         scripts: PathBuf::new(),
         peers: PathBuf::new(),
         torch: PathBuf::new(),
@@ -55,11 +58,12 @@ fn options(arguments: &[String]) -> Result<Options, String> {
             "criteo-rows" => options.rows[1] = count()?.max(PARTS),
             "repeat" => options.repeat = count()?.max(1),
             "rounds" => options.rounds = count()?.max(1),
+            "only" => options.only = value.into(),
             "scripts" => options.scripts = value.into(),
             "peers" => options.peers = value.into(),
             "torch" => options.torch = value.into(),
             "tensorflow" => options.tensorflow = value.into(),
-            _ => return Err(format!("{key}= is none of mnist-rows, criteo-rows, repeat, rounds")),
+            _ => return Err(format!("{key}= is none of mnist-rows, criteo-rows, repeat, rounds, only")),
         }
     }
     Ok(options)
@@ -173,26 +177,29 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
 /// Who is measured.
 #[derive(Debug, Clone, Copy)]
 enum Who {
-    Tfos(&'static str),
+    /// Feed or direct, and rows of a block within which rows are shuffled.
+    Tfos(&'static str, &'static str),
     Script(&'static str, bool),
 }
 
 /// Name, who it is, and whether it reads TFRecord files.
-const CASES: [(&str, Who, bool); 6] = [
-    ("tfos feed, parquet", Who::Tfos("feed"), false),
+const CASES: [(&str, Who, bool); 8] = [
+    ("tfos feed, parquet", Who::Tfos("feed", "0"), false),
+    ("tfos feed, parquet, shuffled in blocks of 8192", Who::Tfos("feed", "8192"), false),
     ("PyTorch DataLoader, parquet", Who::Script("feed_loader.py", false), false),
     ("Ray Data streaming_split, parquet", Who::Script("feed_ray.py", false), false),
-    ("tfos feed, tfrecord", Who::Tfos("feed"), true),
-    ("tfos direct, tfrecord", Who::Tfos("direct"), true),
+    ("tfos feed, tfrecord", Who::Tfos("feed", "0"), true),
+    ("tfos feed, tfrecord, shuffled in blocks of 8192", Who::Tfos("feed", "8192"), true),
+    ("tfos direct, tfrecord", Who::Tfos("direct", "0"), true),
     ("tf.data, tfrecord", Who::Script("feed_tfdata.py", true), true),
 ];
 
 fn rate(who: Who, table: &str, data: &Path, model: &Path, options: &Options) -> Result<f64, String> {
     let (data, repeat) = (data.display().to_string(), options.repeat.to_string());
     match who {
-        Who::Tfos(mode) => {
+        Who::Tfos(mode, block) => {
             let flags = ["--cluster-size", "3", "--num-ps", "1", "--model-dir", &model.display().to_string()];
-            let value = cluster(&flags, "ready", &[&data, &repeat, table, mode])?;
+            let value = cluster(&flags, "ready", &[&data, &repeat, table, mode, block])?;
             // From when the consumers are told to read, as in the peers' scripts, which have loaded their libraries by then.
             // All consumers end at the same time, when the last row is committed.
             Ok(number(&value, "rows") / number(&value, "metrics.seconds"))
@@ -231,12 +238,18 @@ fn measure(folder: &Path, options: &Options) -> Result<Report, String> {
             tfrecord.push(t);
             // In turn, so that what else the machine does falls on all of them.
             for (number, ((_, who, records), rates)) in CASES.iter().zip(&mut rates).enumerate() {
+                if !CASES[number].0.contains(&options.only) {
+                    continue;
+                }
                 let model = folder.join(format!("model-{table}-{round}-{number}"));
                 rates.push(rate(*who, table, &folders[usize::from(*records)], &model, options)?);
             }
         }
         let decoded = [("parquet decoded, one core", &parquet), ("tfrecord decoded, one core", &tfrecord)];
         for (name, rates) in decoded.into_iter().chain(CASES.iter().map(|case| case.0).zip(&rates)) {
+            if rates.is_empty() {
+                continue;
+            }
             report.runs(&format!("{table}: {name}"), "rows/s", rates);
             let bytes = spread(rates).1 * row_bytes;
             let share = bytes / 1e9 / spread(&copy).1 * 100.0;

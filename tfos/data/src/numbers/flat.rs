@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::builder::NullBufferBuilder;
+use datafusion::arrow::array::builder::BooleanBufferBuilder;
 use datafusion::arrow::array::{ArrayRef, PrimitiveArray};
-use datafusion::arrow::buffer::ScalarBuffer;
+use datafusion::arrow::buffer::{NullBuffer, ScalarBuffer};
 use datafusion::parquet::file::metadata::ColumnChunkMetaData;
 
 use super::Undecodable;
@@ -51,7 +51,8 @@ impl<N: Number> FlatReader<N> {
 
 impl<N: Number> ReadColumn for FlatReader<N> {
     fn read(&mut self, rows: usize) -> Result<ArrayRef, Undecodable> {
-        let (mut values, mut valid) = (Vec::with_capacity(rows), NullBufferBuilder::new(rows));
+        let (mut values, mut nulls) = (Vec::with_capacity(rows), 0);
+        let mut valid = BooleanBufferBuilder::new(if self.nullable { rows } else { 0 });
         while values.len() < rows {
             let mut page = match self.page.take() {
                 Some(page) => page,
@@ -62,43 +63,38 @@ impl<N: Number> ReadColumn for FlatReader<N> {
                 Some(levels) => {
                     let there = present(levels, n, &mut valid)?;
                     page.values.read(there, &mut values)?;
-                    spread(&mut values, begin, begin + n, &valid);
+                    nulls += n.saturating_sub(there);
+                    spread(&mut values, begin, begin + n, valid.as_slice());
                 }
                 None => page.values.read(n, &mut values)?,
             }
             page.left -= n;
             self.page = (page.left > 0).then_some(page);
         }
-        let valid = if self.nullable { valid.finish() } else { None };
+        let valid = (nulls > 0).then(|| NullBuffer::new(valid.finish()));
         Ok(Arc::new(PrimitiveArray::<N>::try_new(ScalarBuffer::from(values), valid)?))
     }
 }
 
 /// Notes which of the next `n` rows have a value; how many do.
-pub(super) fn present(levels: &mut Hybrid, n: usize, valid: &mut NullBufferBuilder) -> Result<usize, Undecodable> {
+pub(super) fn present(levels: &mut Hybrid, n: usize, valid: &mut BooleanBufferBuilder) -> Result<usize, Undecodable> {
     let (mut left, mut there) = (n, 0);
     while left > 0 {
         let run = levels.run()?;
         let mut n = run.left().min(left);
-        let values = match run {
-            Run::Same { value, .. } => value as usize * n,
+        there += match run {
+            Run::Same { value, .. } => {
+                valid.append_n(n, value != 0);
+                value as usize * n
+            }
             Run::Packed { bit, .. } => {
                 n = n.min(STEP);
                 let bits = word(levels.bytes(), bit) & ((1 << n) - 1);
-                let values = bits.count_ones() as usize;
-                if values != 0 && values != n {
-                    (0..n).for_each(|i| valid.append(bits >> i & 1 == 1));
-                }
-                values
+                valid.append_word(bits, n);
+                bits.count_ones() as usize
             }
         };
-        if values == n {
-            valid.append_n_non_nulls(n);
-        } else if values == 0 {
-            valid.append_n_nulls(n);
-        }
         levels.advance(n);
-        there += values;
         left -= n;
     }
     Ok(there)

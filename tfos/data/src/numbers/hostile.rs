@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::arrow::array::builder::NullBufferBuilder;
+use datafusion::arrow::array::builder::BooleanBufferBuilder;
 use datafusion::arrow::array::types::{ArrowPrimitiveType, Float64Type, UInt8Type};
 
 use super::Undecodable;
@@ -46,15 +46,15 @@ where
     let (repetition, definition, dictionary) = (take(repetition), take(definition), take(entries));
     let is = |bit: u8| kind & bit != 0;
     let (there, places, valid) = if is(2) {
-        let (mut valid, n) = (NullBufferBuilder::new(0), count.min(rows));
-        (present(&mut Hybrid::new(definition, 1)?, n, &mut valid)?, n, valid)
+        let (mut valid, n) = (BooleanBufferBuilder::new(0), count.min(rows));
+        (present(&mut Hybrid::new(definition, 1)?, n, &mut valid)?, n, valid.as_slice().to_vec())
     } else {
         let meaning = Meaning { list_nullable: is(4), item_nullable: is(8), fixed: is(16).then_some(3) };
         let definition = Hybrid::new(definition, meaning.def_width())?;
         let mut levels = Levels { repetition: Hybrid::new(repetition, 1)?, definition, left: count };
         let mut lists = Lists::with_capacity(0);
         let there = levels.read(meaning, rows, &mut lists)?;
-        (there, lists.places, lists.items)
+        (there, lists.places, lists.items.as_slice().unwrap_or_default().to_vec())
     };
     let dictionary = Arc::new(Dictionary::<N>::new(&dictionary, dictionary.len() / N::BYTES)?);
     let mut values = if is(32) { Values::Plain(rest) } else { Values::indices(rest, &dictionary)? };

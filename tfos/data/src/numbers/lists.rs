@@ -48,7 +48,7 @@ impl<N: Number> ReadColumn for ListReader<N> {
             }
             let begin = values.len();
             page.values.read(there, &mut values)?;
-            spread(&mut values, begin, lists.places, &lists.items);
+            spread(&mut values, begin, lists.places, lists.items.as_slice().unwrap_or_default());
             // What is left belongs to the next rows. Where nothing is, the last list may go on in the next page.
             if page.levels.left > 0 {
                 break;

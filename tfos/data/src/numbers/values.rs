@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::arrow::array::builder::NullBufferBuilder;
 use datafusion::arrow::array::types::{
     ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
@@ -255,20 +254,20 @@ fn eights<N: Number, const W: usize>(
     sign >= 0
 }
 
-/// Moves the values from `begin` on to the places that have one.
-pub(super) fn spread<T: Copy + Default>(values: &mut Vec<T>, begin: usize, places: usize, items: &NullBufferBuilder) {
+/// Moves the values from `begin` on to the places that have one, as the bits of `valid` say.
+pub(super) fn spread<T: Copy + Default>(values: &mut Vec<T>, begin: usize, places: usize, valid: &[u8]) {
     let mut from = values.len();
-    let (true, Some(valid)) = (from < places, items.as_slice()) else { return };
+    if from >= places || valid.len() < places.div_ceil(8) {
+        return;
+    }
     values.resize(places, T::default());
     for to in (begin..places).rev() {
         if from == to + 1 {
             break;
         }
-        values[to] = if valid[to / 8] >> (to % 8) & 1 == 1 {
-            from -= 1;
-            values[from]
-        } else {
-            T::default()
-        };
+        // Without a branch: where nulls are is not to be guessed.
+        let is_there = valid[to / 8] >> (to % 8) & 1 == 1;
+        from -= usize::from(is_there);
+        values[to] = if is_there { values[from] } else { T::default() };
     }
 }

@@ -1,6 +1,6 @@
-//! Rows per second of lists of numbers from Parquet files, one thread, beside DataFusion's own reader.
+//! Rows per second of numbers, and of lists of them, from Parquet files, one thread, beside DataFusion's own reader.
 //!
-//! `cargo run -p tfos-data --example list_bench [-- ROWS [NAME]]`; NAME is a table's, read here alone, for a profiler.
+//! `cargo run -p tfos-data --example numbers_bench [-- ROWS [NAME]]`; NAME is a table's, read here alone, for a profiler.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,9 @@ use tfos_data::{arrow, plan};
 const ROUNDS: usize = 3;
 
 fn table(name: &str, rows: usize) -> Result<RecordBatch, arrow::error::ArrowError> {
+    if name.starts_with("clicks") {
+        return clicks(name, rows);
+    }
     let mut state = 1u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -42,6 +45,37 @@ fn table(name: &str, rows: usize) -> Result<RecordBatch, arrow::error::ArrowErro
     RecordBatch::try_from_iter([("x", lists), ("label", labels)])
 }
 
+/// 13 f32 and 26 i64 with up to some ten thousand values each, as in a table of clicks; with nulls, a sixteenth is.
+fn clicks(name: &str, rows: usize) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let mut state = 1u64;
+    let mut random = || {
+        // Marsaglia's xorshift64, <https://www.jstatsoft.org/article/view/v008i14>.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let nulls = name == "clicks with nulls";
+    let columns = (0..39).map(|number| {
+        let mut next = |of: u64| {
+            let random = random();
+            (!nulls || random >> 40 & 15 != 0).then_some(random % of)
+        };
+        let column: ArrayRef = match number {
+            0..13 => {
+                let numbers = (0..rows).map(|_| next(100_000).map(|n| n as f32 / 1000.0));
+                Arc::new(Float32Array::from_iter(numbers))
+            }
+            _ => {
+                let numbers = (0..rows).map(|_| next(16 << ((number - 13) / 2)).map(|n| n as i64 * 2_654_435_761));
+                Arc::new(Int64Array::from_iter(numbers))
+            }
+        };
+        (format!("c{number}"), column, nulls)
+    });
+    RecordBatch::try_from_iter_with_nullable(columns)
+}
+
 async fn drain(rows: SendableRecordBatchStream) -> Result<usize, Box<dyn std::error::Error>> {
     Ok(rows.try_fold(0, |sum, batch| async move { Ok(sum + batch.num_rows()) }).await?)
 }
@@ -58,6 +92,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("digits", Compression::SNAPPY),
         ("variable", Compression::UNCOMPRESSED),
         ("floats", Compression::UNCOMPRESSED),
+        ("clicks", Compression::UNCOMPRESSED),
+        ("clicks with nulls", Compression::UNCOMPRESSED),
     ] {
         if only.as_deref().is_some_and(|only| only != name) {
             continue;
@@ -89,7 +125,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let [theirs, ours] = times.map(|time| rows as f64 / time.as_secs_f64());
         println!(
-            "{name:>8} {compression:<12} {theirs:>10.0} rows/s DataFusion {ours:>10.0} here, {:.1} times",
+            "{name:>17} {compression:<12} {theirs:>10.0} rows/s DataFusion {ours:>10.0} here, {:.1} times",
             ours / theirs
         );
     }
