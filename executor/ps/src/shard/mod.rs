@@ -36,8 +36,8 @@ use crate::memory::{Arena, Cut, Floats, Pool, Slots};
 use crate::optimizer::Scheduled;
 use crate::snapshot::Snapshot;
 
-/// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
-const BLOCK: usize = 4096;
+/// Elements per block: the blocks of all slices of one update stay in the core's own cache (8 KiB each).
+const BLOCK: usize = 2048;
 
 /// Elements from which a version is larger than what caches keep until it is sent.
 const PAST_CACHES: usize = 16 << 20;

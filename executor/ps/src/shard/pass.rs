@@ -15,8 +15,8 @@ use crate::team::Team;
 
 /// Elements from which several threads take an update: below, waking them costs as much as they gain.
 const PARALLEL: usize = 1 << 19;
-/// Elements, 1 MiB of each vector, that one thread takes at a time.
-const GRAIN: usize = 1 << 18;
+/// Elements, a quarter of a MiB of each vector, that one thread takes at a time: so few that all threads end together.
+const GRAIN: usize = 1 << 16;
 
 /// Elements of an update of `len` that one thread takes at a time.
 pub(crate) fn grain(len: usize) -> usize {
