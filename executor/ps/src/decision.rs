@@ -1,5 +1,9 @@
 //! What ps:0 decided, in the one order that all shards follow, and how it travels.
 
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use crate::dial::Group;
 use crate::error::Violation;
 
@@ -42,6 +46,38 @@ pub struct Part {
     pub worker: u32,
     pub seq: u64,
     pub weight: f32,
+}
+
+/// The pushes that became one global step. Whoever drops them gives the list back to the ps, which uses it again.
+pub struct Commits {
+    list: Vec<Commit>,
+    home: Arc<Mutex<Vec<Vec<Commit>>>>,
+}
+
+impl Commits {
+    pub(crate) fn new(list: Vec<Commit>, home: &Arc<Mutex<Vec<Vec<Commit>>>>) -> Commits {
+        Commits { list, home: Arc::clone(home) }
+    }
+}
+
+impl Deref for Commits {
+    type Target = [Commit];
+
+    fn deref(&self) -> &[Commit] {
+        &self.list
+    }
+}
+
+impl fmt::Debug for Commits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.list.fmt(f)
+    }
+}
+
+impl Drop for Commits {
+    fn drop(&mut self) {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.list));
+    }
 }
 
 /// One push that became part of a global step.
@@ -111,15 +147,22 @@ impl DecisionKind {
         }
     }
 
-    /// The reverse of [`DecisionKind::encode`].
-    pub(crate) fn decode(tag: u8, worker: u32, number: u64, step: u64, meta: &[u8]) -> Result<Self, Violation> {
+    /// The reverse of [`DecisionKind::encode`]; `parts` is an empty list to be used, whatever it is.
+    pub(crate) fn decode(
+        tag: u8,
+        worker: u32,
+        number: u64,
+        step: u64,
+        meta: &[u8],
+        parts: Vec<Part>,
+    ) -> Result<Self, Violation> {
         match tag {
             Self::APPLY => {
-                let (parts, totals) = decode_update(worker, meta)?;
+                let (parts, totals) = decode_update(worker, meta, parts)?;
                 Ok(DecisionKind::Apply { step, parts, totals, held: number != 0 })
             }
             Self::MEASURE => {
-                let (parts, totals) = decode_update(worker, meta)?;
+                let (parts, totals) = decode_update(worker, meta, parts)?;
                 Ok(DecisionKind::Measure { step, round: number as u32, parts, totals })
             }
             Self::EAGER => Ok(DecisionKind::Eager { step, worker, seq: number }),
@@ -128,6 +171,17 @@ impl DecisionKind {
             Self::DROP => Ok(DecisionKind::Drop { worker, seq: number }),
             Self::SNAPSHOT => Ok(DecisionKind::Snapshot { id: number, step }),
             other => Err(Violation::Malformed { what: "decision", detail: format!("tag {other} is unknown") }),
+        }
+    }
+
+    /// The list of an update, to be used again.
+    pub(crate) fn into_parts(self) -> Option<Vec<Part>> {
+        match self {
+            DecisionKind::Measure { mut parts, .. } | DecisionKind::Apply { mut parts, .. } => {
+                parts.clear();
+                Some(parts)
+            }
+            _ => None,
         }
     }
 }
@@ -142,10 +196,10 @@ fn encode_update(parts: &[Part], totals: &[f64], meta: &mut Vec<u8>) -> u32 {
     parts.len() as u32
 }
 
-fn decode_update(parts: u32, meta: &[u8]) -> Result<(Vec<Part>, Vec<f64>), Violation> {
-    let length = (parts as usize).checked_mul(PART).filter(|&length| length > 0);
+fn decode_update(count: u32, meta: &[u8], mut list: Vec<Part>) -> Result<(Vec<Part>, Vec<f64>), Violation> {
+    let length = (count as usize).checked_mul(PART).filter(|&length| length > 0);
     let Some((parts, totals)) = length.and_then(|length| meta.split_at_checked(length)) else {
-        let detail = format!("{} bytes are not a list of {parts} parts", meta.len());
+        let detail = format!("{} bytes are not a list of {count} parts", meta.len());
         return Err(Violation::Malformed { what: "decision", detail });
     };
     let part = |&[a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, w, x, y, z]: &[u8; PART]| Part {
@@ -153,7 +207,8 @@ fn decode_update(parts: u32, meta: &[u8]) -> Result<(Vec<Part>, Vec<f64>), Viola
         seq: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
         weight: f32::from_le_bytes([w, x, y, z]),
     };
-    Ok((parts.as_chunks::<PART>().0.iter().map(part).collect(), decode_sums(totals)?))
+    list.extend(parts.as_chunks::<PART>().0.iter().map(part));
+    Ok((list, decode_sums(totals)?))
 }
 
 /// Whether it is eager, the length of its pattern (4 bytes, little-endian), and the pattern; group after group.
@@ -216,14 +271,14 @@ mod tests {
         ] {
             let mut meta = Vec::new();
             let (tag, worker, number, step) = kind.encode(&mut meta);
-            assert_eq!(DecisionKind::decode(tag, worker, number, step, &meta), Ok(kind));
+            assert_eq!(DecisionKind::decode(tag, worker, number, step, &meta, vec![]), Ok(kind));
         }
         for (parts, bytes) in [(0, 16), (1, 15), (1, 17), (2, 16), (u32::MAX, 16)] {
-            assert!(DecisionKind::decode(DecisionKind::APPLY, parts, 0, 1, &vec![0; bytes]).is_err());
+            assert!(DecisionKind::decode(DecisionKind::APPLY, parts, 0, 1, &vec![0; bytes], vec![]).is_err());
         }
-        assert!(DecisionKind::decode(9, 0, 0, 1, &[]).is_err());
+        assert!(DecisionKind::decode(9, 0, 0, 1, &[], vec![]).is_err());
         for meta in [&[1, 0][..], &[1, 2, 0, 0, 0, b'a'], &[1, 1, 0, 0, 0, 255]] {
-            assert!(DecisionKind::decode(DecisionKind::GROUPS, 1, 0, 0, meta).is_err());
+            assert!(DecisionKind::decode(DecisionKind::GROUPS, 1, 0, 0, meta, vec![]).is_err());
         }
     }
 }

@@ -133,7 +133,7 @@ impl DeterministicTrainer {
         let actions: Vec<Action> = events.into_iter().flat_map(|event| self.sequencer.on_event(event)).collect();
         for action in actions {
             match action {
-                Action::Decide(decision) => taken = self.perform(decision)?.or(taken),
+                Action::Decide(mut decision) => taken = self.perform(&mut decision)?.or(taken),
                 Action::Emit(Notice::Committed { commits, .. }) => made = commits,
                 Action::Emit(Notice::Dropped { .. } | Notice::SnapshotMarker { .. } | Notice::Turned { .. }) => {}
             }
@@ -141,7 +141,7 @@ impl DeterministicTrainer {
         Ok((made, taken))
     }
 
-    fn perform(&mut self, decision: Decision) -> Result<Option<Snapshot>, Error> {
+    fn perform(&mut self, decision: &mut Decision) -> Result<Option<Snapshot>, Error> {
         match self.shard.apply(decision)? {
             Performed::Snapshot(snapshot) => Ok(Some(snapshot)),
             // A shard that is alone measures as it applies.

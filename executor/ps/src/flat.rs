@@ -32,16 +32,25 @@ pub(crate) fn placed<'a>(segments: &'a mut [&mut [f32]]) -> impl Iterator<Item =
 
 /// What of some segments, in order, lies in each of several adjoining ranges, to be written: one list of pieces per range,
 /// and where in it each begins.
-///
-/// The lists are small (a pointer and two numbers per variable), and the only allocation of a push.
 pub(crate) fn cut_mut<'a>(
-    mut segments: impl Iterator<Item = (usize, &'a mut [f32])>,
-    ranges: impl Iterator<Item = Range<usize>>,
+    segments: impl Iterator<Item = (usize, &'a mut [f32])>,
+    ranges: impl ExactSizeIterator<Item = Range<usize>>,
 ) -> Vec<Vec<(usize, &'a mut [f32])>> {
+    let mut cuts = Vec::new();
+    cut_mut_into(segments, ranges, &mut cuts);
+    cuts
+}
+
+/// The same, into lists that may have been used before.
+pub(crate) fn cut_mut_into<'a>(
+    mut segments: impl Iterator<Item = (usize, &'a mut [f32])>,
+    ranges: impl ExactSizeIterator<Item = Range<usize>>,
+    cuts: &mut Vec<Vec<(usize, &'a mut [f32])>>,
+) {
     let (mut start, mut rest): (usize, &'a mut [f32]) = (0, &mut []);
-    let mut cuts = Vec::with_capacity(ranges.size_hint().0);
-    for range in ranges {
-        let mut pieces = Vec::new();
+    cuts.resize_with(ranges.len(), Vec::new);
+    for (range, pieces) in ranges.zip(cuts) {
+        pieces.clear();
         loop {
             if rest.is_empty() {
                 let Some(next) = segments.next() else { break };
@@ -56,9 +65,7 @@ pub(crate) fn cut_mut<'a>(
             pieces.push((start - range.start, piece));
             (start, rest) = (start + taken, after);
         }
-        cuts.push(pieces);
     }
-    cuts
 }
 
 #[cfg(test)]

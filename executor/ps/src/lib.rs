@@ -1,5 +1,4 @@
-//! Parameter servers for data-parallel training on CPU `f32` slices: no torch, no tokio, std threads and sockets, and
-//! rayon for the updates.
+//! Parameter servers for data-parallel training on CPU `f32` slices: no torch, no tokio, std threads and sockets.
 //!
 //! The trainable variables of a model, sorted by name, are one flat vector ([`Layout`]); ps shard k of P holds one
 //! contiguous range of it ([`Layout::range`]). Workers push gradients to all shards and get the new parameters as the
@@ -36,6 +35,7 @@ mod sequencer;
 mod server;
 mod shard;
 mod snapshot;
+mod team;
 pub mod transport;
 pub mod wire;
 
@@ -43,7 +43,7 @@ pub use client::{
     Awaited, Canceller, ClientOptions, InitState, Lent, LentPart, Outcome, PsClient, Push, Status, Vector,
 };
 pub use compress::Compress;
-pub use decision::{Commit, Decision, DecisionKind, DropReason, Part};
+pub use decision::{Commit, Commits, Decision, DecisionKind, DropReason, Part};
 pub use deterministic::DeterministicTrainer;
 pub use dial::{Dial, Group};
 pub use error::{Error, Refusal, Violation};

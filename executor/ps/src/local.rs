@@ -10,6 +10,7 @@ use crate::memory::{Arena, CHUNK, Copying, Cut, Pool, Slots, SlotsMut, Source};
 use crate::optimizer::{Plan, Round, Scheduled, square_sum};
 use crate::shard::grain;
 use crate::snapshot::{FullState, Snapshot};
+use crate::team::Team;
 
 /// The optimizer of a worker without parameter servers.
 #[derive(Debug)]
@@ -57,8 +58,7 @@ impl Pass<'_> {
             let (left, right) = tensors.split_at_mut(tensors.partition_point(|tensor| tensor.start < at));
             let (first, second) = slots.split(at);
             let begin = || self.run(range.start..at, grain, left, first);
-            let (begin, end) = rayon::join(begin, || self.run(at..range.end, grain, right, second));
-            return begin.and(end);
+            return Team::for_updates().join(begin, || self.run(at..range.end, grain, right, second));
         }
         for Tensor { variable, start, param, grad } in tensors {
             let update = self.plan.of(*variable);

@@ -317,14 +317,26 @@ pub fn recv_header(connection: &mut dyn Connection) -> Result<Header, Error> {
 
 /// Receives the meta, at most `limit` bytes.
 pub fn recv_meta(connection: &mut dyn Connection, header: &Header, limit: usize) -> Result<Vec<u8>, Error> {
+    let mut meta = Vec::new();
+    recv_meta_into(connection, header, limit, &mut meta)?;
+    Ok(meta)
+}
+
+/// The same in the place of what `meta` has.
+pub fn recv_meta_into(
+    connection: &mut dyn Connection,
+    header: &Header,
+    limit: usize,
+    meta: &mut Vec<u8>,
+) -> Result<(), Error> {
     if header.meta as usize > limit {
         let (allowed, found) = (limit as u64, u64::from(header.meta));
         return Err(violated(connection, Violation::Length { what: "meta", allowed, found }));
     }
-    let mut meta = vec![0; header.meta as usize];
-    let got = connection.recv(&mut [IoSliceMut::new(&mut meta)]);
-    got.map_err(|source| lost(connection, source))?;
-    Ok(meta)
+    meta.clear();
+    meta.resize(header.meta as usize, 0);
+    let got = connection.recv(&mut [IoSliceMut::new(meta)]);
+    got.map_err(|source| lost(connection, source))
 }
 
 /// Receives floats straight into the given slices.

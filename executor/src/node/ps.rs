@@ -213,15 +213,15 @@ async fn forward(mut events: UnboundedReceiver<ServerEvent>, writer: PartWriter)
                 tracing::info!("initialised at step {step}");
             }
             ServerEvent::Committed { step, commits } => {
-                let commit = |c: tfos_ps::Commit| Commit {
+                let commit = |c: &tfos_ps::Commit| Commit {
                     global_step: step,
                     worker: c.worker,
                     rows: c.rows,
                     loss: c.loss,
-                    ranges: c.leases.into(),
+                    ranges: c.leases.clone().into(),
                     staleness: c.staleness,
                 };
-                let commits = commits.into_iter().map(commit).collect();
+                let commits = commits.iter().map(commit).collect();
                 outgoing.send(Message::Commits(Commits { phase, commits }));
             }
             ServerEvent::Dropped { worker, leases, .. } => {

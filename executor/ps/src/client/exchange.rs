@@ -4,84 +4,148 @@ use std::ops::Range;
 
 use super::push::Pieces;
 use crate::error::{Error, Violation};
+use crate::flat;
+use crate::team::Team;
 use crate::transport::{Closer, Connection};
 use crate::wire::{self, Header};
 
 /// Below this many bytes per shard and direction, a thread costs more than it gains.
 const PARALLEL_BYTES: usize = 1 << 18;
 
-/// Sends to and receives from all shards, each into its `cuts`: for large slices each in a thread of its own, otherwise first all
-/// sends, then all receives. Neither can lock up, see `wire`.
-pub(super) fn exchange(
-    shards: &mut [Box<dyn Connection>],
-    closers: &[Box<dyn Closer>],
-    ranges: &[Range<usize>],
-    cuts: Vec<Pieces<'_>>,
-    send: impl Fn(usize, &mut dyn Connection, Range<usize>) -> Result<(), Error> + Sync,
-    recv: impl Fn(usize, &mut dyn Connection, Range<usize>, Pieces<'_>) -> Result<Header, Error> + Sync,
-) -> Result<Vec<Header>, Error> {
-    let count = shards.len();
-    let range = |shard: usize| ranges.get(shard).cloned().unwrap_or_default();
-    let total = ranges.last().map_or(0, |last| last.end);
-    let shards = shards.iter_mut().zip(cuts).enumerate();
-    let results: Vec<Result<Header, Error>> = if size_of::<f32>() * total / count.max(1) < PARALLEL_BYTES {
-        // Up to the first error: after it, the answers of the others may never come.
-        let sent: Result<Vec<_>, Error> = shards
-            .map(|(shard, (connection, pieces))| {
-                send(shard, &mut **connection, range(shard))?;
-                Ok((shard, connection, pieces))
-            })
-            .collect();
-        let answers: Result<Vec<_>, Error> = sent.and_then(|sent| {
-            sent.into_iter()
-                .map(|(shard, connection, pieces)| recv(shard, &mut **connection, range(shard), pieces))
-                .collect()
-        });
-        match answers {
-            Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        }
-    } else {
-        let one = |shard: usize, connection: &mut dyn Connection, pieces| {
-            let sent = send(shard, connection, range(shard));
-            let result = sent.and_then(|()| recv(shard, connection, range(shard), pieces));
-            if result.is_err() {
-                // The other shards may wait for this one for ever: their threads must come back too.
-                closers.iter().for_each(|closer| closer.close());
-            }
-            result
-        };
-        std::thread::scope(|scope| {
-            let mut shards = shards;
-            let first = shards.next();
-            let others: Vec<_> = shards
-                .map(|(shard, (connection, pieces))| scope.spawn(move || one(shard, &mut **connection, pieces)))
-                .collect();
-            let mut results = Vec::with_capacity(count);
-            results.extend(first.map(|(shard, (connection, pieces))| one(shard, &mut **connection, pieces)));
-            results.extend(others.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Stopped))));
-            results
-        })
-    };
-    // A typed refusal says more than the lost connections that follow from it.
-    let (answers, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
-    let mut errors: Vec<Error> = errors.into_iter().filter_map(Result::err).collect();
-    if errors.is_empty() {
-        return Ok(answers.into_iter().filter_map(Result::ok).collect());
+/// What pushes use again and again, so that they allocate nothing.
+#[derive(Debug, Default)]
+pub(super) struct Exchange {
+    /// Of each shard, in the exchange under way.
+    answers: Vec<Result<Header, Error>>,
+    /// Of each shard, empty.
+    cuts: Vec<Pieces<'static>>,
+    /// A thread for each shard but the first, once slices are large.
+    team: Option<Team>,
+}
+
+impl Exchange {
+    /// Where the answers of the shards go; to be given to `run`.
+    pub(super) fn cut<'a>(
+        &mut self,
+        segments: impl Iterator<Item = (usize, &'a mut [f32])>,
+        ranges: &[Range<usize>],
+    ) -> Vec<Pieces<'a>> {
+        let mut cuts: Vec<Pieces<'a>> = std::mem::take(&mut self.cuts);
+        flat::cut_mut_into(segments, ranges.iter().cloned(), &mut cuts);
+        cuts
     }
-    closers.iter().for_each(|closer| closer.close());
-    let cause = errors.iter().position(|error| !error.is_secondary()).unwrap_or(0);
-    Err(errors.swap_remove(cause))
+
+    /// Sends to and receives from all shards, each into its `cuts`: for large slices each in a thread of its own, otherwise first
+    /// all sends, then all receives. Neither can lock up, see `wire`. Gives the answer of the first; all are of one step.
+    pub(super) fn run<'a>(
+        &mut self,
+        shards: &mut [Box<dyn Connection>],
+        closers: &[Box<dyn Closer>],
+        ranges: &[Range<usize>],
+        mut cuts: Vec<Pieces<'a>>,
+        send: impl Fn(usize, &mut dyn Connection, Range<usize>) -> Result<(), Error> + Sync,
+        recv: impl Fn(usize, &mut dyn Connection, Range<usize>, &mut Pieces<'a>) -> Result<Header, Error> + Sync,
+    ) -> Result<Header, Error> {
+        let count = shards.len();
+        let range = |shard: usize| ranges.get(shard).cloned().unwrap_or_default();
+        let total = ranges.last().map_or(0, |last| last.end);
+        cuts.resize_with(count, Vec::new);
+        self.answers.clear();
+        self.answers.resize_with(count, || Err(Error::Stopped));
+        let is_large = count > 1 && size_of::<f32>() * total / count >= PARALLEL_BYTES;
+        let team = is_large.then(|| self.team.get_or_insert_with(|| Team::new("push", count - 1)));
+        let done = match team.filter(|team| team.threads() == count - 1) {
+            Some(team) => {
+                let one = |shard: usize, connection: &mut dyn Connection, pieces: &mut Pieces<'a>| {
+                    let sent = send(shard, connection, range(shard));
+                    let result = sent.and_then(|()| recv(shard, connection, range(shard), pieces));
+                    if result.is_err() {
+                        // The other shards may wait for this one for ever: their threads must come back too.
+                        closers.iter().for_each(|closer| closer.close());
+                    }
+                    result
+                };
+                at_once(team, 0, shards, &mut cuts, &mut self.answers, &one)
+            }
+            None => {
+                let mut numbered = shards.iter_mut().enumerate();
+                // Up to the first error: after it, the answers of the others may never come.
+                let sent = numbered.try_for_each(|(shard, connection)| send(shard, &mut **connection, range(shard)));
+                sent.and_then(|()| {
+                    let mut all = shards.iter_mut().zip(&mut cuts).zip(&mut self.answers).enumerate();
+                    all.try_for_each(|(shard, ((connection, pieces), answer))| {
+                        *answer = Ok(recv(shard, &mut **connection, range(shard), pieces)?);
+                        Ok(())
+                    })
+                })
+            }
+        };
+        self.cuts = emptied(cuts);
+        let answer = done.and_then(|()| self.conclude(shards));
+        if answer.is_err() {
+            closers.iter().for_each(|closer| closer.close());
+        }
+        answer
+    }
+
+    fn conclude(&mut self, shards: &[Box<dyn Connection>]) -> Result<Header, Error> {
+        if let Some(first) = self.answers.iter().position(Result::is_err) {
+            // A typed refusal says more than the lost connections that follow from it.
+            let is_cause = |answer: &Result<Header, Error>| answer.as_ref().is_err_and(|error| !error.is_secondary());
+            return self.answers.swap_remove(self.answers.iter().position(is_cause).unwrap_or(first));
+        }
+        let mut first: Option<Header> = None;
+        for (shard, answer) in shards.iter().zip(&self.answers) {
+            let Ok(answer) = answer else { continue };
+            let (expected, found) = (first.get_or_insert(*answer).step, answer.step);
+            if expected != found {
+                return Err(wire::violated(
+                    &**shard,
+                    Violation::Mismatch { what: "step of the answer", expected, found },
+                ));
+            }
+        }
+        first.ok_or(Error::Stopped)
+    }
+}
+
+/// All shards from number `shard` on. Each has a thread of its own, as there are as many as shards.
+fn at_once<'a>(
+    team: &Team,
+    shard: usize,
+    connections: &mut [Box<dyn Connection>],
+    cuts: &mut [Pieces<'a>],
+    answers: &mut [Result<Header, Error>],
+    one: &(impl Fn(usize, &mut dyn Connection, &mut Pieces<'a>) -> Result<Header, Error> + Sync),
+) -> Result<(), Error> {
+    let ([connection, connections @ ..], [pieces, cuts @ ..], [answer, answers @ ..]) = (connections, cuts, answers)
+    else {
+        return Ok(());
+    };
+    let mut first = || {
+        *answer = one(shard, &mut **connection, pieces);
+        Ok(())
+    };
+    match connections {
+        [] => first(),
+        _ => team.join(first, || at_once(team, shard + 1, connections, cuts, answers, one)),
+    }
+}
+
+/// The same lists without their elements, which were borrowed. The standard library collects a list from one of elements of
+/// the same size in its memory.
+fn emptied<'a>(cuts: Vec<Pieces<'_>>) -> Vec<Pieces<'a>> {
+    cuts.into_iter().map(|pieces| pieces.into_iter().map_while(|_| None).collect()).collect()
 }
 
 pub(super) fn recv_params(
     connection: &mut dyn Connection,
     header: &Header,
     range: Range<usize>,
-    pieces: Pieces<'_>,
+    pieces: &mut Pieces<'_>,
 ) -> Result<(), Error> {
     expect_length(connection, "parameters", range.len(), header.body)?;
-    wire::recv_floats(connection, pieces.into_iter().map(|(_, piece)| piece))
+    wire::recv_floats(connection, pieces.drain(..).map(|(_, piece)| piece))
 }
 
 pub(super) fn expect_length(

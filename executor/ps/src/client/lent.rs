@@ -12,7 +12,7 @@ use crate::memory::View;
 #[derive(Debug, Clone, Default)]
 pub struct Lent {
     /// Of each ps that has any, its range of the flat vector.
-    parts: Vec<(Range<usize>, Arc<View>)>,
+    parts: Arc<Vec<(Range<usize>, Arc<View>)>>,
 }
 
 /// Consecutive elements of a [`Lent`].
@@ -68,8 +68,16 @@ impl PsClient {
     }
 
     /// Of the last answer.
-    pub(super) fn lent(&self) -> Lent {
+    pub(super) fn lent(&mut self) -> Lent {
         let part = |(window, range): (_, &Range<usize>)| Some((range.clone(), lock(window).as_ref()?.lent()?));
-        Lent { parts: self.windows.iter().zip(&self.ranges).filter_map(part).collect() }
+        let parts = self.windows.iter().zip(&self.ranges).filter_map(part);
+        match Arc::get_mut(&mut self.lent.parts) {
+            Some(list) => {
+                list.clear();
+                list.extend(parts);
+            }
+            None => self.lent.parts = Arc::new(parts.collect()),
+        }
+        self.lent.clone()
     }
 }

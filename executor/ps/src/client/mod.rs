@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 pub use self::average::Vector;
-use self::exchange::{expect_length, recv_params};
+use self::exchange::{Exchange, expect_length, recv_params};
 pub use self::lent::{Lent, LentPart};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
 use self::window::Windows;
@@ -54,6 +54,11 @@ pub struct PsClient {
     feedback: Vec<Mutex<Feedback>>,
     /// Empty before the first push.
     windows: Windows,
+    exchange: Exchange,
+    /// What was lent last: its list is used again where nobody has it any more.
+    lent: Lent,
+    /// Scratch space for frames.
+    meta: Vec<u8>,
 }
 
 /// Makes all waiting of a client end with an error, from another thread.
@@ -128,6 +133,9 @@ impl PsClient {
             streamed: Vec::new(),
             feedback: Vec::new(),
             windows: Vec::new(),
+            exchange: Exchange::default(),
+            lent: Lent::default(),
+            meta: Vec::new(),
         })
     }
 
@@ -337,7 +345,7 @@ impl PsClient {
             header.worker = worker;
             wire::send(connection, header, meta, [])?;
             let header = wire::expect(connection, Kind::State, "State")?;
-            recv_params(connection, &header, range.clone(), cuts.next().unwrap_or_default())?;
+            recv_params(connection, &header, range.clone(), &mut cuts.next().unwrap_or_default())?;
             if shard == 0 {
                 expect_length(connection, "buffers", self.buffers_total, header.aux)?;
                 wire::recv_floats(connection, buffers.iter_mut().map(|buffer| &mut **buffer))?;

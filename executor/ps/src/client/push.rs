@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::exchange::{exchange, recv_params};
+use super::exchange::recv_params;
 use super::lent::Lent;
 use super::window::lock;
 use super::{Outcome, PsClient, Push};
@@ -22,7 +22,7 @@ impl PsClient {
     /// parameters. One slice per variable, in layout order.
     pub fn push_pull(&mut self, push: Push<'_>, params: &mut [&mut [f32]]) -> Result<Outcome, Error> {
         flat::check("parameters", params, self.total)?;
-        let cuts = flat::cut_mut(flat::placed(params), self.ranges.iter().cloned());
+        let cuts = self.exchange.cut(flat::placed(params), &self.ranges);
         self.push_to(push, cuts, false)
     }
 
@@ -37,8 +37,8 @@ impl PsClient {
             let (expected, found) = ("a window to each".to_owned(), "none".to_owned());
             return Err(Error::Options { what: "ps that lend parameters", expected, found });
         }
-        let cuts =
-            flat::cut_mut(rest.iter_mut().map(|(start, slice)| (*start, &mut **slice)), self.ranges.iter().cloned());
+        let segments = rest.iter_mut().map(|(start, slice)| (*start, &mut **slice));
+        let cuts = self.exchange.cut(segments, &self.ranges);
         let outcome = self.push_to(push, cuts, true)?;
         Ok((outcome, self.lent()))
     }
@@ -62,7 +62,7 @@ impl PsClient {
             frame.flags = wire::WINDOW;
             send_push(shard, connection, range, frame, push.leases, &push, None)
         };
-        let recv = |shard: usize, connection: &mut dyn Connection, range: Range<usize>, pieces: Pieces<'_>| {
+        let recv = |shard: usize, connection: &mut dyn Connection, range: Range<usize>, pieces: &mut Pieces<'_>| {
             let header = wire::expect(connection, Kind::Result, "Result")?;
             if header.seq != seq {
                 let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
@@ -77,14 +77,7 @@ impl PsClient {
             }
             Ok(header)
         };
-        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, cuts, send, recv)?;
-        let Some(first) = answers.first() else {
-            return Err(Error::Stopped);
-        };
-        if let Some((shard, other)) = answers.iter().enumerate().find(|(_, other)| other.step != first.step) {
-            let violation = Violation::Mismatch { what: "step of the answer", expected: first.step, found: other.step };
-            return Err(Error::Protocol { address: self.address(shard), violation });
-        }
+        let first = self.exchange.run(&mut self.shards, &self.closers, &self.ranges, cuts, send, recv)?;
         self.step = first.step;
         let (dropped, stop) = (first.flags & wire::DROPPED != 0, first.flags & wire::STOP != 0);
         if dropped {

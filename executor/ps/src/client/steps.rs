@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::exchange::{exchange, expect_length, recv_params};
-use super::push::send_push;
+use super::exchange::{expect_length, recv_params};
+use super::push::{Pieces, send_push};
 use super::{Awaited, PsClient, Push};
 use crate::compress::Compress;
 use crate::error::{Error, Violation};
@@ -37,22 +37,25 @@ impl PsClient {
         self.seq += 1;
         let (mut frame, seq) = (self.frame(Kind::Push), self.seq);
         frame.flags = if sliced { wire::SLICED } else { 0 };
-        let mut meta = wire::encode_place(place).to_vec();
-        meta.extend_from_slice(push.leases);
+        self.meta.clear();
+        self.meta.extend_from_slice(&wire::encode_place(place));
+        self.meta.extend_from_slice(push.leases);
+        let meta = &self.meta;
         let send = |shard: usize, connection: &mut dyn Connection, range: Range<usize>| {
-            send_push(shard, connection, range, frame, &meta, &push, None)
+            send_push(shard, connection, range, frame, meta, &push, None)
         };
         // No parameters come back.
-        let cuts = self.ranges.iter().map(|_| Vec::new()).collect();
-        let answers = exchange(&mut self.shards, &self.closers, &self.ranges, cuts, send, |_, connection, _, _| {
+        let cuts = self.exchange.cut(std::iter::empty(), &self.ranges);
+        let recv = |_, connection: &mut dyn Connection, _, _: &mut Pieces<'_>| {
             let header = wire::expect(connection, Kind::Ok, "Ok")?;
             if header.seq != seq {
                 let violation = Violation::Mismatch { what: "seq of the answer", expected: seq, found: header.seq };
                 return Err(wire::violated(connection, violation));
             }
             Ok(header)
-        })?;
-        Ok(answers.first().is_some_and(|first| first.flags & wire::STOP != 0))
+        };
+        let first = self.exchange.run(&mut self.shards, &self.closers, &self.ranges, cuts, send, recv)?;
+        Ok(first.flags & wire::STOP != 0)
     }
 
     /// Fills the parameters and buffers of global step `step`, of which this worker holds a part of the next; returns after
@@ -70,7 +73,7 @@ impl PsClient {
         // One after the other: ps:0 decides, so when it is there the others soon are too.
         for (shard, (connection, range)) in self.shards.iter_mut().zip(&self.ranges).enumerate() {
             let connection = &mut **connection;
-            let pieces = cuts.next().unwrap_or_default();
+            let mut pieces = cuts.next().unwrap_or_default();
             let header = loop {
                 let header = ask(connection, worker, step)?;
                 match header.kind {
@@ -84,7 +87,7 @@ impl PsClient {
                 let violation = Violation::Mismatch { what: "step of the answer", expected: step, found: header.step };
                 return Err(wire::violated(connection, violation));
             }
-            recv_params(connection, &header, range.clone(), pieces)?;
+            recv_params(connection, &header, range.clone(), &mut pieces)?;
             if shard == 0 {
                 expect_length(connection, "buffers", self.buffers_total, header.aux)?;
                 wire::recv_floats(connection, buffers.iter_mut().map(|buffer| &mut **buffer))?;

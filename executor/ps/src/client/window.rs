@@ -182,7 +182,7 @@ impl Open {
         connection: &mut dyn Connection,
         header: &Header,
         len: usize,
-        pieces: Pieces<'_>,
+        pieces: &mut Pieces<'_>,
         lend: bool,
     ) -> Result<(), Error> {
         let offset = header.rows;
@@ -203,7 +203,7 @@ impl Open {
                 view
             }
         };
-        for (at, piece) in pieces {
+        for (at, piece) in pieces.drain(..) {
             view.read(at, piece).map_err(|source| wire::lost(connection, source))?;
         }
         // Only while the connection stands does the ps keep what it has named.

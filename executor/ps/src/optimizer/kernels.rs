@@ -1,8 +1,11 @@
-//! The inner loops: one pass over equally long slices, plain enough for the compiler to vectorise.
+//! The inner loops: one pass over equally long slices, plain enough for the compiler to vectorise; always inlined, for
+//! `wide`.
 //!
 //! The callers have checked that all lengths are equal; the re-slicing to `n` tells the compiler so, which then
 //! leaves out the bounds checks. A NaN in the gradient is not looked for here: it costs a pass of its own, and the
 //! worker sees it in its loss.
+
+use super::wide::{Loops, wide};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Momentum {
@@ -61,12 +64,14 @@ pub(super) struct Ftrl {
     pub(super) two_l2: f32,
 }
 
+#[inline(always)]
 pub(super) fn sgd(params: &mut [f32], grad: &[f32], scale: f32, learning_rate: f32, weight_decay: f32) {
     for (p, &g) in params.iter_mut().zip(grad) {
         *p -= learning_rate * (scale * g + weight_decay * *p);
     }
 }
 
+#[inline(always)]
 pub(super) fn momentum<const NESTEROV: bool>(
     params: &mut [f32],
     grad: &[f32],
@@ -85,6 +90,7 @@ pub(super) fn momentum<const NESTEROV: bool>(
     }
 }
 
+#[inline(always)]
 pub(super) fn adagrad(params: &mut [f32], grad: &[f32], sum: &mut [f32], scale: f32, rates: Adagrad) {
     let n = params.len();
     let (grad, sum) = (&grad[..n], &mut sum[..n]);
@@ -96,6 +102,7 @@ pub(super) fn adagrad(params: &mut [f32], grad: &[f32], sum: &mut [f32], scale: 
     }
 }
 
+#[inline(always)]
 pub(super) fn adam(params: &mut [f32], grad: &[f32], mean: &mut [f32], square: &mut [f32], scale: f32, rates: Adam) {
     let n = params.len();
     let (grad, mean, square) = (&grad[..n], &mut mean[..n], &mut square[..n]);
@@ -152,6 +159,7 @@ pub(super) fn lamb_directions<'a>(
     params.iter().zip(grad).zip(slots).map(move |((&p, &g), (&m, &s))| lamb_direction(p, scale * g, m, s, &rates).2)
 }
 
+#[inline(always)]
 pub(super) fn lamb(
     params: &mut [f32],
     grad: &[f32],
@@ -171,6 +179,7 @@ pub(super) fn lamb(
 }
 
 /// `slots` are square average, momentum and mean, the last two empty where there is none.
+#[inline(always)]
 pub(super) fn rmsprop<const MOMENTUM: bool, const CENTERED: bool>(
     params: &mut [f32],
     grad: &[f32],
@@ -200,6 +209,7 @@ pub(super) fn rmsprop<const MOMENTUM: bool, const CENTERED: bool>(
     }
 }
 
+#[inline(always)]
 pub(super) fn adadelta(
     params: &mut [f32],
     grad: &[f32],
@@ -221,6 +231,7 @@ pub(super) fn adadelta(
 }
 
 /// `ROOT`: the power is 1/2, the only one for which this is fast.
+#[inline(always)]
 pub(super) fn ftrl<const ROOT: bool>(
     params: &mut [f32],
     grad: &[f32],
@@ -247,13 +258,53 @@ pub(super) fn ftrl<const ROOT: bool>(
 
 /// `sum = weight * grad`, or `sum += weight * grad` when not the first.
 pub(crate) fn accumulate(sum: &mut [f32], grad: &[f32], weight: f32, first: bool) {
-    if first {
-        for (s, &g) in sum.iter_mut().zip(grad) {
-            *s = weight * g;
+    wide(Accumulate { sum, grad, weight, first });
+}
+
+/// Both at once: the same bits, and the sum is written once.
+pub(crate) fn accumulate_two(sum: &mut [f32], grads: [&[f32]; 2], weights: [f32; 2]) {
+    wide(AccumulateTwo { sum, grads, weights });
+}
+
+struct Accumulate<'a> {
+    sum: &'a mut [f32],
+    grad: &'a [f32],
+    weight: f32,
+    first: bool,
+}
+
+struct AccumulateTwo<'a> {
+    sum: &'a mut [f32],
+    grads: [&'a [f32]; 2],
+    weights: [f32; 2],
+}
+
+impl Loops for Accumulate<'_> {
+    type Done = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Accumulate { sum, grad, weight, first } = self;
+        if first {
+            for (s, &g) in sum.iter_mut().zip(grad) {
+                *s = weight * g;
+            }
+        } else {
+            for (s, &g) in sum.iter_mut().zip(grad) {
+                *s += weight * g;
+            }
         }
-    } else {
-        for (s, &g) in sum.iter_mut().zip(grad) {
-            *s += weight * g;
+    }
+}
+
+impl Loops for AccumulateTwo<'_> {
+    type Done = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let AccumulateTwo { sum, grads: [first, second], weights: [weight, other] } = self;
+        for ((s, &a), &b) in sum.iter_mut().zip(first).zip(second) {
+            *s = weight * a + other * b;
         }
     }
 }

@@ -7,12 +7,13 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 mod update;
+mod wide;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 pub(crate) use exact::{ExactSum, PARTS};
-pub(crate) use kernels::accumulate;
+pub(crate) use kernels::{accumulate, accumulate_two};
 pub(crate) use measure::{Plan, Round, square_sum};
 pub use schedule::{Decay, Schedule, Scheduled, Warmup};
 pub use update::Update;

@@ -1,6 +1,7 @@
 //! One update: what is the same for all parameters is computed once, then applied to any range of them.
 
 use super::kernels::{self, Adadelta, Adagrad, Adam, Ftrl, Momentum, RmsProp};
+use super::wide::{Loops, wide};
 use super::{ExactSum, Optimizer};
 use crate::error::Error;
 
@@ -178,6 +179,18 @@ impl Update {
     pub fn apply(&self, scale: f32, params: &mut [f32], grad: &[f32], slots: &mut [&mut [f32]]) -> Result<(), Error> {
         check(params.len(), grad, slots.iter().map(|slot| &**slot))?;
         let scale = scale * self.clip;
+        wide(Apply { update: self, scale, params, grad, slots })
+    }
+
+    /// Lengths have been checked, and `scale` is that of the clipped gradient.
+    #[inline(always)]
+    pub(super) fn apply_plain(
+        &self,
+        scale: f32,
+        params: &mut [f32],
+        grad: &[f32],
+        slots: &mut [&mut [f32]],
+    ) -> Result<(), Error> {
         match (self.rule, slots) {
             (Rule::Sgd { learning_rate, weight_decay }, []) => {
                 kernels::sgd(params, grad, scale, learning_rate, weight_decay);
@@ -220,6 +233,24 @@ impl Update {
             }
         }
         Ok(())
+    }
+}
+
+/// The loops of [`Update::apply`].
+struct Apply<'a, 'b> {
+    update: &'a Update,
+    scale: f32,
+    params: &'a mut [f32],
+    grad: &'a [f32],
+    slots: &'a mut [&'b mut [f32]],
+}
+
+impl Loops for Apply<'_, '_> {
+    type Done = Result<(), Error>;
+
+    #[inline(always)]
+    fn run(self) -> Result<(), Error> {
+        self.update.apply_plain(self.scale, self.params, self.grad, self.slots)
     }
 }
 

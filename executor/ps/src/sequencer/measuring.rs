@@ -15,7 +15,7 @@ pub(super) struct Measuring {
     totals: Vec<f64>,
     round: u32,
     rounds: u32,
-    /// Of this round, by shard.
+    /// Of this round, by shard; empty where nothing is measured.
     sums: Vec<Option<Vec<f64>>>,
     /// The sums are told without rounding, in several numbers each.
     exact: bool,
@@ -23,7 +23,8 @@ pub(super) struct Measuring {
 
 impl Measuring {
     pub(super) fn new(shards: usize, rounds: u32, step: u64, parts: Vec<Part>, exact: bool) -> Measuring {
-        Measuring { step, parts, totals: Vec::new(), round: 0, rounds, sums: vec![None; shards], exact }
+        let sums = if rounds > 0 { vec![None; shards] } else { Vec::new() };
+        Measuring { step, parts, totals: Vec::new(), round: 0, rounds, sums, exact }
     }
 
     /// What is decided next; after `Apply`, nothing.

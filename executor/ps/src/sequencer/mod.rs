@@ -29,6 +29,7 @@ mod event;
 mod measuring;
 #[cfg(test)]
 mod property;
+mod spare;
 mod staleness;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use std::collections::BTreeMap;
 
 pub use self::event::{Action, Event, Mode, Notice, Place, PushMeta};
 use self::measuring::Measuring;
+use self::spare::Spare;
 use self::worker::{Pending, Presence, Worker};
 use crate::decision::{Commit, Decision, DecisionKind, DropReason, Part};
 use crate::dial::{Dial, Group};
@@ -68,6 +70,9 @@ pub struct Sequencer {
     waiting_turns: Vec<(Option<u64>, Dial)>,
     /// The highest clock that the slowest worker has had.
     floor: u64,
+    /// The pushes of the update that is being decided.
+    chosen: Vec<(u32, u64)>,
+    spare: Spare,
 }
 
 impl Sequencer {
@@ -90,6 +95,8 @@ impl Sequencer {
             waiting_snapshots: Vec::new(),
             waiting_turns: Vec::new(),
             floor: 0,
+            chosen: Vec::new(),
+            spare: Spare::default(),
         }
     }
 
@@ -115,21 +122,42 @@ impl Sequencer {
     /// Pure: the same events give the same actions.
     pub fn on_event(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.handle(event, &mut actions);
+        actions
+    }
+
+    /// A list of parts that has been used, and is empty, for the next update.
+    pub(crate) fn reuse_parts(&mut self, parts: Vec<Part>) {
+        self.spare.put_parts(parts);
+    }
+
+    /// A list of commits that has been told, for the next step.
+    pub(crate) fn reuse_commits(&mut self, commits: Vec<Commit>) {
+        self.spare.put_commits(commits);
+    }
+
+    /// A copy of the leases of a push, for its [`PushMeta`].
+    pub(crate) fn keep_leases(&mut self, leases: &[u8]) -> Vec<u8> {
+        self.spare.leases(leases)
+    }
+
+    /// As [`Sequencer::on_event`], with the actions put behind those that are there.
+    pub fn handle(&mut self, event: Event, actions: &mut Vec<Action>) {
         match event {
             Event::Initialised { mode, step, rounds } => {
                 if self.mode.is_none() {
                     self.mode = Some(mode);
                     (self.step, self.rounds) = (step, rounds);
-                    self.catch_up(&mut actions);
+                    self.catch_up(actions);
                 }
             }
             Event::WorkerJoined(worker) => self.handle_joined(worker),
             Event::WorkerActive(worker) => self.set_presence(worker, Presence::Active),
             Event::WorkerIdle(worker) => self.set_presence(worker, Presence::Idle),
-            Event::WorkerLeft(worker) => self.handle_gone(worker, Presence::Left, &mut actions),
-            Event::WorkerLost(worker) => self.handle_gone(worker, Presence::Lost, &mut actions),
+            Event::WorkerLeft(worker) => self.handle_gone(worker, Presence::Left, actions),
+            Event::WorkerLost(worker) => self.handle_gone(worker, Presence::Lost, actions),
             Event::Staged { shard, worker, seq, base_step } => {
-                if let Some(pending) = self.pending(worker, seq, base_step, &mut actions)
+                if let Some(pending) = self.pending(worker, seq, base_step, actions)
                     && let Some(staged) = pending.staged.get_mut(shard)
                 {
                     *staged = true;
@@ -142,7 +170,7 @@ impl Sequencer {
                 self.set_presence(worker, Presence::Active);
                 let is_refused = |state: &Worker| state.presence.is_gone() && meta.seq > state.decided;
                 let refused = self.workers.get(&worker).is_none_or(is_refused);
-                if let Some(pending) = self.pending(worker, meta.seq, meta.base_step, &mut actions) {
+                if let Some(pending) = self.pending(worker, meta.seq, meta.base_step, actions) {
                     pending.meta.get_or_insert(meta);
                 } else if refused {
                     let PushMeta { seq, leases, .. } = meta;
@@ -155,19 +183,18 @@ impl Sequencer {
                 if self.measuring.as_mut().is_some_and(|measuring| measuring.hear(shard, step, round, sums))
                     && let Some(measuring) = self.measuring.take()
                 {
-                    self.advance(measuring, &mut actions);
-                    self.catch_up(&mut actions);
+                    self.advance(measuring, actions);
+                    self.catch_up(actions);
                 }
             }
             Event::SnapshotRequested { id } if self.is_half_applied() => self.waiting_snapshots.push(id),
-            Event::SnapshotRequested { id } => self.cut(id, &mut actions),
-            Event::Turn { id, dial } => self.handle_turn(id, dial, &mut actions),
+            Event::SnapshotRequested { id } => self.cut(id, actions),
+            Event::Turn { id, dial } => self.handle_turn(id, dial, actions),
             Event::MaxSteps(max) => self.max_steps = max,
             Event::Stop => self.stopped = true,
         }
-        self.settle(&mut actions);
-        self.release_those_who_may(&mut actions);
-        actions
+        self.settle(actions);
+        self.release_those_who_may(actions);
     }
 
     fn handle_joined(&mut self, worker: u32) {
@@ -205,8 +232,8 @@ impl Sequencer {
         // Who pushes several parts of one step does not wait for the first to be decided.
         let one_at_a_time = self.mode != Some(Mode::Deterministic);
         let state = self.workers.entry(worker).or_insert_with(|| Worker::new(Presence::Lost));
-        if !state.pending.contains_key(&seq) {
-            let newest = state.pending.last_key_value().map_or(0, |(&newest, _)| newest);
+        if state.pending.get(seq).is_none() {
+            let newest = state.pending.ends().map_or(0, |(_, newest)| newest);
             if seq <= state.decided || (one_at_a_time && seq < newest) {
                 return None;
             }
@@ -222,16 +249,17 @@ impl Sequencer {
             self.decide(DecisionKind::Drop { worker, seq }, actions);
             return None;
         }
-        let shards = self.shards;
         let state = self.workers.get_mut(&worker)?;
-        let fresh = || Pending { base_step, staged: vec![false; shards], meta: None };
-        let pending = state.pending.entry(seq).or_insert_with(fresh);
+        if state.pending.get(seq).is_none() {
+            state.pending.insert(seq, self.spare.pending(base_step, self.shards));
+        }
+        let pending = state.pending.get_mut(seq)?;
         pending.base_step = pending.base_step.min(base_step);
         Some(pending)
     }
 
     fn note_complete(&mut self, worker: u32, seq: u64) {
-        let pending = self.workers.get(&worker).and_then(|state| state.pending.get(&seq));
+        let pending = self.workers.get(&worker).and_then(|state| state.pending.get(seq));
         if pending.is_some_and(Pending::is_complete) && !self.complete.contains(&(worker, seq)) {
             self.complete.push((worker, seq));
         }
@@ -258,7 +286,8 @@ impl Sequencer {
                     let Some(&push) = self.complete.first() else {
                         return;
                     };
-                    self.apply(vec![push], actions);
+                    self.chosen.push(push);
+                    self.apply_chosen(actions);
                 }
                 Mode::Sync { .. } | Mode::LocalSgd { .. } => {
                     self.drop_stale(actions);
@@ -266,11 +295,10 @@ impl Sequencer {
                     if self.complete.is_empty() || self.complete.len() < wanted.min(self.counted()) {
                         return;
                     }
-                    let mut chosen = self.complete.clone();
-                    chosen.truncate(wanted);
+                    self.chosen.extend(self.complete.iter().take(wanted));
                     // Sums of f32 depend on the order: by index, the result does not depend on who was faster.
-                    chosen.sort_unstable();
-                    self.apply(chosen, actions);
+                    self.chosen.sort_unstable();
+                    self.apply_chosen(actions);
                 }
                 Mode::Grouped { .. } => {
                     if !self.settle_groups(mode, actions) {
@@ -280,7 +308,8 @@ impl Sequencer {
                 Mode::Deterministic => {
                     self.drop_stale(actions);
                     let Some(chosen) = self.whole_step() else { return };
-                    self.apply(chosen, actions);
+                    self.chosen.extend(chosen);
+                    self.apply_chosen(actions);
                 }
             }
         }
@@ -292,15 +321,15 @@ impl Sequencer {
     }
 
     fn pending_of(&self, (worker, seq): (u32, u64)) -> Option<&Pending> {
-        self.workers.get(&worker)?.pending.get(&seq)
+        self.workers.get(&worker)?.pending.get(seq)
     }
 
     fn drop_stale(&mut self, actions: &mut Vec<Action>) {
         let step = self.step;
-        let base = |push: &(u32, u64)| self.pending_of(*push).map(|pending| pending.base_step);
-        let stale = |push: &(u32, u64)| base(push).filter(|&base_step| base_step != step);
-        let stale: Vec<_> = self.complete.iter().filter_map(|push| Some((*push, stale(push)?))).collect();
-        for ((worker, seq), base_step) in stale {
+        let is_fresh = |sequencer: &Sequencer, push| sequencer.pending_of(push).is_none_or(|p| p.base_step == step);
+        // What is dropped is complete no more.
+        while let Some(&(worker, seq)) = self.complete.iter().find(|push| !is_fresh(self, **push)) {
+            let base_step = self.pending_of((worker, seq)).map_or(step, |pending| pending.base_step);
             self.drop_pending(worker, seq, DropReason::Stale { base_step, step }, actions);
         }
     }
@@ -318,27 +347,24 @@ impl Sequencer {
         (of > 0 && parts.len() == of as usize).then(|| parts.into_values().collect())
     }
 
-    fn apply(&mut self, chosen: Vec<(u32, u64)>, actions: &mut Vec<Action>) {
-        let commits = self.take(&chosen);
+    /// What was chosen becomes the next step.
+    fn apply_chosen(&mut self, actions: &mut Vec<Action>) {
+        let mut commits = self.spare.commits();
+        let chosen = std::mem::take(&mut self.chosen);
+        commits.extend(chosen.iter().filter_map(|&push| self.take(push)));
+        self.complete.retain(|push| !chosen.contains(push));
+        self.chosen = chosen;
+        self.chosen.clear();
         self.update(commits, actions);
     }
 
-    /// These pushes are decided: from here on they are applied, whatever comes.
-    fn take(&mut self, chosen: &[(u32, u64)]) -> Vec<Commit> {
-        let mut commits = Vec::with_capacity(chosen.len());
-        for &(worker, seq) in chosen {
-            let Some(state) = self.workers.get_mut(&worker) else {
-                continue;
-            };
-            let Some(PushMeta { rows, loss, leases, .. }) = state.pending.remove(&seq).and_then(|p| p.meta) else {
-                continue;
-            };
-            state.decided = state.decided.max(seq);
-            state.clock += 1;
-            commits.push(Commit { worker, seq, rows, loss, leases, staleness: state.staleness });
-        }
-        self.complete.retain(|push| !chosen.contains(push));
-        commits
+    /// This push is decided: from here on it is applied, whatever comes.
+    fn take(&mut self, (worker, seq): (u32, u64)) -> Option<Commit> {
+        let state = self.workers.get_mut(&worker)?;
+        let PushMeta { rows, loss, leases, .. } = self.spare.put_pending(state.pending.remove(seq)?)?;
+        state.decided = state.decided.max(seq);
+        state.clock += 1;
+        Some(Commit { worker, seq, rows, loss, leases, staleness: state.staleness })
     }
 
     /// The weighted sum of these becomes the next step.
@@ -350,7 +376,8 @@ impl Sequencer {
             rows => commit.rows as f64 / rows as f64,
         };
         let part = |commit: &Commit| Part { worker: commit.worker, seq: commit.seq, weight: weight(commit) as f32 };
-        let parts = commits.iter().map(part).collect();
+        let mut parts = self.spare.parts();
+        parts.extend(commits.iter().map(part));
         self.step += 1;
         let step = self.step;
         let exact = self.mode == Some(Mode::Deterministic);
@@ -380,8 +407,7 @@ impl Sequencer {
     }
 
     fn drop_all(&mut self, worker: u32, reason: DropReason, actions: &mut Vec<Action>) {
-        let pending = self.workers.get(&worker).map(|state| &state.pending);
-        for seq in pending.into_iter().flat_map(|pending| pending.keys().copied()).collect::<Vec<_>>() {
+        while let Some((seq, _)) = self.workers.get(&worker).and_then(|state| state.pending.ends()) {
             self.drop_pending(worker, seq, reason, actions);
         }
     }
@@ -391,9 +417,10 @@ impl Sequencer {
         let Some(state) = self.workers.get_mut(&worker) else {
             return;
         };
-        let Some(Pending { meta, .. }) = state.pending.remove(&seq) else {
+        let Some(pending) = state.pending.remove(seq) else {
             return;
         };
+        let meta = self.spare.put_pending(pending);
         state.decided = state.decided.max(seq);
         self.decide(DecisionKind::Drop { worker, seq }, actions);
         if let Some(PushMeta { leases, .. }) = meta {

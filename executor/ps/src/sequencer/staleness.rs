@@ -60,11 +60,12 @@ impl Sequencer {
     /// After every event: lets those go on who are no longer too far ahead.
     pub(super) fn release_those_who_may(&mut self, actions: &mut Vec<Action>) {
         self.floor = self.floor.max(self.slowest().unwrap_or_default());
-        let held: Vec<u32> = self.workers.iter().filter_map(|(&worker, state)| state.held.map(|_| worker)).collect();
-        for worker in held {
-            if !self.is_too_far(worker) {
-                self.release(worker, actions);
-            }
+        let may = |sequencer: &Sequencer| {
+            let mut held = sequencer.workers.iter().filter(|(_, state)| state.held.is_some());
+            held.find_map(|(&worker, _)| (!sequencer.is_too_far(worker)).then_some(worker))
+        };
+        while let Some(worker) = may(self) {
+            self.release(worker, actions);
         }
     }
 

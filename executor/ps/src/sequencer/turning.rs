@@ -65,7 +65,9 @@ impl Sequencer {
         if self.accepted.len() < wanted
             && let Some(&push) = self.complete.first()
         {
-            for commit in self.take(&[push]) {
+            let taken = self.take(push);
+            self.complete.retain(|other| *other != push);
+            if let Some(commit) = taken {
                 let (step, worker, seq) = (self.step + 1, commit.worker, commit.seq);
                 self.decide(DecisionKind::Eager { step, worker, seq }, actions);
                 self.accepted.push(commit);
@@ -80,7 +82,8 @@ impl Sequencer {
 
     /// The synchronous part of what is accepted.
     pub(super) fn make_step_of_accepted(&mut self, actions: &mut Vec<Action>) {
-        let mut commits = std::mem::take(&mut self.accepted);
+        let spare = self.spare.commits();
+        let mut commits = std::mem::replace(&mut self.accepted, spare);
         commits.sort_unstable_by_key(|commit| (commit.worker, commit.seq));
         self.update(commits, actions);
     }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::decision::{Commit, DropReason};
+use crate::decision::{Commits, DropReason};
 use crate::dial::Dial;
 use crate::error::{Error, Refusal, Violation};
 use crate::loader::Loader;
 use crate::memory::Arena;
-use crate::sequencer::{Event, Notice};
+use crate::sequencer::Event;
 use crate::snapshot::Snapshot;
 use crate::transport::{Acceptor, Closer, Connection, SharedAcceptor, Tcp, TcpAcceptor, Transport};
 use crate::wire::{self, Header, Hello, HelloRole, Kind};
@@ -51,7 +51,7 @@ pub enum ServerEvent {
     /// The chief has initialised this shard. On ps:0: all shards.
     Initialised { step: u64, layout: crate::layout::Layout },
     /// ps:0: these pushes became global step `step`. In the order of the steps.
-    Committed { step: u64, commits: Vec<Commit> },
+    Committed { step: u64, commits: Commits },
     /// ps:0: this push was not applied and never will be; its leases go back.
     Dropped { worker: u32, seq: u64, leases: Vec<u8>, reason: DropReason },
     /// ps:0: everything committed before this event is in snapshot `id`, nothing after.
@@ -65,17 +65,6 @@ pub enum ServerEvent {
     WorkerLost { worker: u32, error: Error },
     /// The server closed itself: its state can no longer be equal to that of the other shards. Once, and last.
     Failed(Error),
-}
-
-impl From<Notice> for ServerEvent {
-    fn from(notice: Notice) -> ServerEvent {
-        match notice {
-            Notice::Committed { step, commits } => ServerEvent::Committed { step, commits },
-            Notice::Dropped { worker, seq, leases, reason } => ServerEvent::Dropped { worker, seq, leases, reason },
-            Notice::Turned { id, step, refused } => ServerEvent::Turned { id, step, refused },
-            Notice::SnapshotMarker { id, step } => ServerEvent::SnapshotMarker { id, step },
-        }
-    }
 }
 
 /// A running parameter server; dropping it stops it.

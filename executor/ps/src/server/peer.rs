@@ -138,14 +138,17 @@ fn follow_until_the_end(inner: &Inner, transport: &dyn Transport) -> Result<(), 
     let sender = connection.split().map_err(|source| wire::lost(connection, source))?;
     *lock(&inner.uplink) = Some(sender);
     inner.set_linked();
+    let mut meta = Vec::new();
     loop {
         let header = wire::recv_header(connection)?;
         match header.kind {
             Kind::Decision => {
-                let meta = wire::recv_meta(connection, &header, wire::MAX_META)?;
-                let kind = DecisionKind::decode(header.flags, header.worker, header.rows, header.step, &meta);
+                wire::recv_meta_into(connection, &header, wire::MAX_META, &mut meta)?;
+                let parts = lock(&inner.decided).spare();
+                let Header { flags, worker, rows, step, .. } = header;
+                let kind = DecisionKind::decode(flags, worker, rows, step, &meta, parts);
                 let kind = kind.map_err(|violation| wire::violated(connection, violation))?;
-                lock(&inner.decided).push_back(Decision { index: header.seq, kind });
+                lock(&inner.decided).decisions.push_back(Decision { index: header.seq, kind });
                 inner.perform();
             }
             Kind::Bye => {

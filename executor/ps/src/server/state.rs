@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use crate::decision::{Decision, encode_sums};
+use crate::decision::{Commit, Commits, Decision, Part, encode_sums};
 use crate::error::{Error, Refusal};
 use crate::layout::Fingerprint;
 use crate::memory::Arena;
-use crate::sequencer::{Action, Event, Sequencer};
+use crate::sequencer::{Action, Event, Notice, PushMeta, Sequencer};
 use crate::server::peer::Link;
 use crate::server::{ServerEvent, ServerOptions};
 use crate::shard::{Measured, Performed, Shard};
@@ -54,7 +54,9 @@ pub(super) struct Inner {
     pub(super) shard: Mutex<Option<Shard>>,
     /// With `shard`: it was initialised, a decision was performed, or the server closed.
     pub(super) changed: Condvar,
-    pub(super) decided: Mutex<VecDeque<Decision>>,
+    pub(super) decided: Mutex<Decided>,
+    /// Lists of commits that the host has let go.
+    told: Arc<Mutex<Vec<Vec<Commit>>>>,
     /// Of the chief's layout; locked through the whole of an initialisation, so there is one at a time.
     pub(super) fingerprint: Mutex<Option<Fingerprint>>,
     /// Newest session of each worker, and what ends its connection; on shards k > 0.
@@ -80,6 +82,23 @@ pub(super) struct Order {
     pub(super) sessions: BTreeMap<u32, Session>,
     /// Scratch space for frames.
     pub(super) meta: Vec<u8>,
+    /// And for what the sequencer answers.
+    actions: Vec<Action>,
+}
+
+/// What is to be performed, in its order.
+#[derive(Debug, Default)]
+pub(super) struct Decided {
+    pub(super) decisions: VecDeque<Decision>,
+    /// Lists of parts that have been used.
+    spare: Vec<Vec<Part>>,
+}
+
+impl Decided {
+    /// A list for the parts of the next decision.
+    pub(super) fn spare(&mut self) -> Vec<Part> {
+        self.spare.pop().unwrap_or_default()
+    }
 }
 
 /// One life of a worker, as ps:0 sees it.
@@ -105,7 +124,7 @@ impl Inner {
         let order = (options.shard == 0).then(|| {
             let sequencer = Sequencer::new(options.num_shards, options.num_workers);
             let links = (1..options.num_shards).map(|_| Link::default()).collect();
-            Mutex::new(Order { sequencer, links, sessions: BTreeMap::new(), meta: Vec::new() })
+            Mutex::new(Order { sequencer, links, sessions: BTreeMap::new(), meta: Vec::new(), actions: Vec::new() })
         });
         Inner {
             options,
@@ -116,6 +135,7 @@ impl Inner {
             shard: Mutex::default(),
             changed: Condvar::new(),
             decided: Mutex::default(),
+            told: Arc::default(),
             fingerprint: Mutex::default(),
             sessions: Mutex::default(),
             connections: Mutex::default(),
@@ -155,7 +175,11 @@ impl Inner {
     }
 
     pub(super) fn sequence_locked(&self, order: &mut Order, event: Event) {
-        for action in order.sequencer.on_event(event) {
+        let mut actions = std::mem::take(&mut order.actions);
+        lock(&self.told).drain(..).for_each(|commits| order.sequencer.reuse_commits(commits));
+        lock(&self.decided).spare.drain(..).for_each(|parts| order.sequencer.reuse_parts(parts));
+        order.sequencer.handle(event, &mut actions);
+        for action in actions.drain(..) {
             match action {
                 Action::Decide(decision) => {
                     for link in &mut order.links {
@@ -163,12 +187,24 @@ impl Inner {
                             self.fail(error);
                         }
                     }
-                    lock(&self.decided).push_back(decision);
+                    lock(&self.decided).decisions.push_back(decision);
                 }
-                Action::Emit(notice) => self.emit(notice.into()),
+                Action::Emit(notice) => self.emit(self.event_of(notice)),
             }
         }
+        order.actions = actions;
         self.finished.store(order.sequencer.is_finished(), Ordering::Release);
+    }
+
+    fn event_of(&self, notice: Notice) -> ServerEvent {
+        match notice {
+            Notice::Committed { step, commits } => {
+                ServerEvent::Committed { step, commits: Commits::new(commits, &self.told) }
+            }
+            Notice::Dropped { worker, seq, leases, reason } => ServerEvent::Dropped { worker, seq, leases, reason },
+            Notice::Turned { id, step, refused } => ServerEvent::Turned { id, step, refused },
+            Notice::SnapshotMarker { id, step } => ServerEvent::SnapshotMarker { id, step },
+        }
     }
 
     /// Performs all decisions that are due on this shard; none before it is initialised.
@@ -179,16 +215,19 @@ impl Inner {
             let mut result = Performed::Nothing;
             let mut performed = false;
             while matches!(result, Performed::Nothing) {
-                let Some(decision) = lock(&self.decided).pop_front() else {
+                let Some(mut decision) = lock(&self.decided).decisions.pop_front() else {
                     break;
                 };
                 performed = true;
-                match shard.apply(decision) {
+                match shard.apply(&mut decision) {
                     Ok(given) => result = given,
                     Err(error) => {
                         drop(guard);
                         return self.fail(error);
                     }
+                }
+                if let Some(parts) = decision.kind.into_parts() {
+                    lock(&self.decided).spare.push(parts);
                 }
             }
             drop(guard);
@@ -234,29 +273,39 @@ impl Inner {
         Ok(number)
     }
 
-    /// ps:0: feeds events of a worker's session, unless it is over: then nothing of it counts any more.
-    pub(super) fn sequence_for<const N: usize>(
-        &self,
-        worker: u32,
-        session: u32,
-        events: [Event; N],
-    ) -> Result<(), Error> {
-        let mut order = self.order()?;
+    /// ps:0: feeds an event of a worker's session, unless it is over: then nothing of it counts any more.
+    pub(super) fn sequence_for(&self, worker: u32, session: u32, event: Event) -> Result<(), Error> {
+        let mut order = self.live_order(worker, session)?;
+        if matches!(event, Event::WorkerLeft(_))
+            && let Some(live) = order.sessions.get_mut(&worker)
+        {
+            live.is_live = false;
+        }
+        self.sequence_locked(&mut order, event);
+        drop(order);
+        self.perform();
+        Ok(())
+    }
+
+    /// ps:0: a push is on this shard, as [`Inner::sequence_for`]; `meta` is without its leases.
+    pub(super) fn sequence_push(&self, session: u32, mut meta: PushMeta, leases: &[u8]) -> Result<(), Error> {
+        let PushMeta { worker, seq, base_step, .. } = meta;
+        let mut order = self.live_order(worker, session)?;
+        meta.leases = order.sequencer.keep_leases(leases);
+        self.sequence_locked(&mut order, Event::PushMeta(meta));
+        self.sequence_locked(&mut order, Event::Staged { shard: 0, worker, seq, base_step });
+        drop(order);
+        self.perform();
+        Ok(())
+    }
+
+    fn live_order(&self, worker: u32, session: u32) -> Result<MutexGuard<'_, Order>, Error> {
+        let order = self.order()?;
         if !order.sessions.get(&worker).is_some_and(|live| live.number == session && live.is_live) {
             let address = format!("ps:{}", self.options.shard);
             return Err(Error::Refused { address, refusal: Refusal::Lost { worker } });
         }
-        for event in events {
-            if matches!(event, Event::WorkerLeft(_))
-                && let Some(live) = order.sessions.get_mut(&worker)
-            {
-                live.is_live = false;
-            }
-            self.sequence_locked(&mut order, event);
-        }
-        drop(order);
-        self.perform();
-        Ok(())
+        Ok(order)
     }
 
     /// ps:0: a connection of this session broke. Whoever notices first reports it; the rest is ignored.

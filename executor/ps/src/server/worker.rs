@@ -34,6 +34,7 @@ pub(super) fn serve(inner: &Inner, connection: Box<dyn Connection>, worker: u32,
         spare: None,
         window: Window::default(),
         arriving: None,
+        meta: Vec::new(),
         len: None,
         prepared: None,
     };
@@ -72,6 +73,8 @@ struct Served<'a> {
     window: Window,
     /// What has come of the next push, where it comes in slices.
     arriving: Option<Arriving>,
+    /// What came before the gradient of the last push.
+    meta: Vec<u8>,
     /// Of a gradient, once it is known.
     len: Option<usize>,
     /// A state that is whole here, and waits for that of the other shards.
@@ -157,7 +160,7 @@ impl Served<'_> {
     }
 
     fn presence(&mut self, event: Event) -> Result<(), Error> {
-        self.inner.sequence_for(self.worker, self.session, [event])?;
+        self.inner.sequence_for(self.worker, self.session, event)?;
         let mut header = Header::new(Kind::Ok);
         header.flags = self.stop_flag();
         header.step = lock(&self.inner.shard).as_ref().map_or(0, |shard| shard.current().step);
@@ -220,27 +223,27 @@ impl Served<'_> {
     }
 
     fn push_pull(&mut self, header: Header) -> Result<(), Error> {
-        match self.receive(header)? {
-            Some(leases) => {
-                self.report(header, leases)?;
-                self.conclude(header.seq, header.flags & wire::WINDOW != 0)
-            }
-            None => Ok(()),
+        if !self.receive(header)? {
+            return Ok(());
         }
+        self.report(header)?;
+        self.conclude(header.seq, header.flags & wire::WINDOW != 0)
     }
 
     /// Answered at once: its worker goes on with the next part of the same step.
     fn push(&mut self, header: Header) -> Result<(), Error> {
-        let Some(leases) = self.receive(header)? else { return Ok(()) };
-        self.report(header, leases)?;
+        if !self.receive(header)? {
+            return Ok(());
+        }
+        self.report(header)?;
         let mut answer = Header::new(Kind::Ok);
         answer.seq = header.seq;
         answer.flags = self.stop_flag();
         wire::send(&mut *self.connection, answer, &[], [])
     }
 
-    /// Reads a gradient and stages it; gives what came before it. None if it was refused.
-    fn receive(&mut self, header: Header) -> Result<Option<Vec<u8>>, Error> {
+    /// Reads a gradient and stages it, and `meta`; whether it was not refused.
+    fn receive(&mut self, header: Header) -> Result<bool, Error> {
         self.window.take_back();
         let (worker, seq) = (self.worker, header.seq);
         self.check_seq(&header)?;
@@ -252,11 +255,11 @@ impl Served<'_> {
             lengths = Some((shard.push_len(), shard.buffers().map_or(0, <[f32]>::len)));
             free = free.or_else(|| if elsewhere { None } else { shard.take_free() });
         }
-        let meta = wire::recv_meta(&mut *self.connection, &header, wire::MAX_META)?;
+        wire::recv_meta_into(&mut *self.connection, &header, wire::MAX_META, &mut self.meta)?;
         let Some((len, buffers_len)) = lengths else {
             wire::skip_floats(&mut *self.connection, header.body.saturating_add(header.aux))?;
             self.refuse(Refusal::NotInitialised)?;
-            return Ok(None);
+            return Ok(false);
         };
         let has_buffers = header.flags & wire::BUFFERS != 0;
         self.length("buffers", if has_buffers { buffers_len } else { 0 }, header.aux)?;
@@ -282,11 +285,11 @@ impl Served<'_> {
         if let Some(shard) = lock(&self.inner.shard).as_mut() {
             shard.stage(staged);
         }
-        Ok(Some(meta))
+        Ok(true)
     }
 
-    /// The place of a push, which it has in deterministic mode and in no other; what follows are its leases.
-    fn place(&self, kind: Kind, meta: &mut Vec<u8>) -> Result<Option<Place>, Error> {
+    /// The place of a push, which it has in deterministic mode and in no other.
+    fn place(&self, kind: Kind) -> Result<Option<Place>, Error> {
         let mode = self.inner.order()?.sequencer.mode();
         if (mode == Some(Mode::Deterministic)) != (kind == Kind::Push) {
             let expected = if kind == Kind::Push { "PushPull" } else { "Push" };
@@ -296,9 +299,8 @@ impl Served<'_> {
         if kind != Kind::Push {
             return Ok(None);
         }
-        let place = wire::decode_place(meta).map_err(|violation| wire::violated(&*self.connection, violation))?;
-        meta.drain(..wire::PLACE);
-        Ok(Some(place))
+        let place = wire::decode_place(&self.meta);
+        place.map(Some).map_err(|violation| wire::violated(&*self.connection, violation))
     }
 
     /// What ends the wait: the step is reached here, training is over, or `PATIENCE`.
@@ -317,7 +319,7 @@ impl Served<'_> {
         }
     }
 
-    fn report(&mut self, header: Header, mut leases: Vec<u8>) -> Result<(), Error> {
+    fn report(&mut self, header: Header) -> Result<(), Error> {
         let (inner, worker) = (self.inner, self.worker);
         let Header { seq, step: base_step, rows, loss, .. } = header;
         let buffers = header.flags & wire::BUFFERS != 0;
@@ -328,10 +330,10 @@ impl Served<'_> {
             inner.report(header, &[]);
             return Ok(());
         }
-        let place = self.place(header.kind, &mut leases)?;
-        let meta = PushMeta { worker, seq, base_step, rows, loss, leases, buffers, place };
-        let staged = Event::Staged { shard: 0, worker, seq, base_step };
-        let heard = inner.sequence_for(worker, self.session, [Event::PushMeta(meta), staged]);
+        let place = self.place(header.kind)?;
+        let leases = self.meta.get(if place.is_some() { wire::PLACE } else { 0 }..).unwrap_or_default();
+        let meta = PushMeta { worker, seq, base_step, rows, loss, leases: Vec::new(), buffers, place };
+        let heard = inner.sequence_push(self.session, meta, leases);
         if heard.is_err()
             && let Some(shard) = lock(&inner.shard).as_mut()
         {

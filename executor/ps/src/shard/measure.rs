@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{BLOCK, Shard, Staged};
 use crate::decision::Part;
 use crate::error::Error;
-use crate::optimizer::{ExactSum, Round, accumulate, square_sum};
+use crate::optimizer::{ExactSum, Round, accumulate, accumulate_two, square_sum};
 
 impl Shard {
     /// The sums of a round over this shard, from the first `parts.len()` staged gradients; nothing changes.
@@ -101,7 +101,15 @@ pub(super) fn aggregated<'a>(
         }
         return (part.weight, sum);
     }
-    for (i, (part, staged)) in parts.iter().zip(staged).enumerate() {
+    let mut added = 0;
+    if let ([one, two, ..], [first, second, ..]) = (parts, staged) {
+        let whole = [first, second].map(|staged| staged.gradient.pieces(block.clone()).next());
+        if let [Some(a), Some(b)] = whole.map(|piece| piece.filter(|piece| piece.len() == sum.len())) {
+            accumulate_two(sum, [a, b], [one.weight, two.weight]);
+            added = 2;
+        }
+    }
+    for (i, (part, staged)) in parts.iter().zip(staged).enumerate().skip(added) {
         let mut at = 0;
         for piece in staged.gradient.pieces(block.clone()) {
             accumulate(&mut sum[at..at + piece.len()], piece, part.weight, i == 0);

@@ -36,8 +36,8 @@ use crate::memory::{Arena, Cut, Floats, Pool, Slots};
 use crate::optimizer::Scheduled;
 use crate::snapshot::Snapshot;
 
-/// Elements per block: the blocks of all slices of one update stay in the core's own cache (16 KiB each).
-const BLOCK: usize = 4096;
+/// Elements per block: the blocks of all slices of one update stay in the core's own cache (8 KiB each).
+const BLOCK: usize = 2048;
 
 /// Elements from which a version is larger than what caches keep until it is sent.
 const PAST_CACHES: usize = 16 << 20;
@@ -254,8 +254,9 @@ impl Shard {
     }
 
     /// Performs one decision. An error means that this shard can no longer be equal to the others.
-    pub(crate) fn apply(&mut self, decision: Decision) -> Result<Performed, Error> {
+    pub(crate) fn apply(&mut self, decision: &mut Decision) -> Result<Performed, Error> {
         let Decision { index, kind } = decision;
+        let index = *index;
         if index != self.next_index {
             let violation = Violation::Mismatch { what: "index", expected: self.next_index, found: index };
             return Err(self.diverged(index, violation));
@@ -263,21 +264,23 @@ impl Shard {
         self.next_index += 1;
         match kind {
             DecisionKind::Measure { step, round, parts, totals } => {
-                self.gather(index, step, &parts)?;
-                let sums = self.measure(round, &parts, &totals)?;
+                let (step, round) = (*step, *round);
+                self.gather(index, step, parts)?;
+                let sums = self.measure(round, parts, totals)?;
                 Ok(Performed::Measured(Measured { step, round, sums }))
             }
-            DecisionKind::Apply { step, parts, mut totals, held } => {
-                self.gather(index, step, &parts)?;
+            DecisionKind::Apply { step, parts, totals, held } => {
+                let (step, held) = (*step, *held);
+                self.gather(index, step, parts)?;
                 if let Some(steps) = self.local_steps {
-                    self.average(step, &parts, steps)?;
+                    self.average(step, parts, steps)?;
                 } else if !self.groups.is_empty() {
-                    self.update_the_rest(step, &parts)?;
+                    self.update_the_rest(step, parts)?;
                 } else {
                     for round in 0..if self.alone { self.optimizer.rounds().len() } else { 0 } {
-                        totals.extend(self.measure(round as u32, &parts, &totals)?);
+                        totals.extend(self.measure(round as u32, parts, totals)?);
                     }
-                    self.update(step, &parts, &totals)?;
+                    self.update(step, parts, totals)?;
                 }
                 for part in parts.iter().rev() {
                     let staged = self.staged.iter().position(|s| s.worker == part.worker && s.seq == part.seq);
@@ -292,17 +295,17 @@ impl Shard {
                 }
                 Ok(Performed::Nothing)
             }
-            DecisionKind::Eager { step, worker, seq } => {
+            &mut DecisionKind::Eager { step, worker, seq } => {
                 let parts = [Part { worker, seq, weight: 1.0 }];
                 self.gather(index, step, &parts)?;
                 self.update_eagerly(&parts)?;
                 Ok(Performed::Nothing)
             }
             DecisionKind::Groups { groups, replicas } => {
-                self.regroup(&groups, replicas);
+                self.regroup(groups, *replicas);
                 Ok(Performed::Nothing)
             }
-            DecisionKind::Release { worker, seq } => {
+            &mut DecisionKind::Release { worker, seq } => {
                 let held = self.workers.get_mut(&worker).and_then(|state| state.held.take_if(|held| held.0 == seq));
                 let Some((_, staged)) = held else {
                     return Err(self.diverged(index, Violation::NotStaged { worker, seq }));
@@ -310,13 +313,13 @@ impl Shard {
                 self.decided(worker, seq, false, staged);
                 Ok(Performed::Nothing)
             }
-            DecisionKind::Drop { worker, seq } => {
+            &mut DecisionKind::Drop { worker, seq } => {
                 let staged = self.staged.iter().position(|s| s.worker == worker && s.seq == seq);
                 let staged = staged.map(|at| self.staged.swap_remove(at));
                 self.decided(worker, seq, true, staged);
                 Ok(Performed::Nothing)
             }
-            DecisionKind::Snapshot { id, step } => {
+            &mut DecisionKind::Snapshot { id, step } => {
                 if step != self.current.step {
                     let violation = Violation::Mismatch { what: "step", expected: self.current.step, found: step };
                     return Err(self.diverged(index, violation));

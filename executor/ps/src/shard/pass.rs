@@ -11,11 +11,12 @@ use crate::decision::Part;
 use crate::error::Error;
 use crate::memory::{SlotsMut, fence, stream};
 use crate::optimizer::Plan;
+use crate::team::Team;
 
 /// Elements from which several threads take an update: below, waking them costs as much as they gain.
 const PARALLEL: usize = 1 << 19;
-/// Elements, 1 MiB of each vector, that one thread takes at a time.
-const GRAIN: usize = 1 << 18;
+/// Elements, a quarter of a MiB of each vector, that one thread takes at a time: so few that all threads end together.
+const GRAIN: usize = 1 << 16;
 
 /// Elements of an update of `len` that one thread takes at a time.
 pub(crate) fn grain(len: usize) -> usize {
@@ -43,8 +44,7 @@ impl Pass<'_> {
                 let (left, right) = out.split_at_mut(at - range.start);
                 let (first, second) = slots.split(at);
                 let begin = || self.run(range.start..at, left, first);
-                let (begin, end) = rayon::join(begin, || self.run(at..range.end, right, second));
-                begin.and(end)
+                Team::for_updates().join(begin, || self.run(at..range.end, right, second))
             }
             None => self.run_here(range, out, slots),
         }

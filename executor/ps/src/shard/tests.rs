@@ -41,7 +41,7 @@ fn an_update_is_the_weighted_sum_of_its_parts_in_every_block() {
     stage(&mut shard, 2, 1, 100.0);
     stage(&mut shard, 1, 1, 4.0);
     stage(&mut shard, 0, 1, 8.0);
-    shard.apply(apply(0, 6, &[(0, 1, 0.75), (1, 1, 0.25)])).unwrap();
+    shard.apply(&mut apply(0, 6, &[(0, 1, 0.75), (1, 1, 0.25)])).unwrap();
     assert!(shard.current().params.iter().all(|&p| p == -7.0));
     assert_eq!(shard.staged.len(), 1);
     let outcome = shard.take_outcome(1, 1).unwrap();
@@ -55,7 +55,7 @@ fn a_version_in_a_readers_hand_never_changes_and_is_used_again_afterwards() {
     let mut held = Vec::new();
     for i in 0..4 {
         stage(&mut shard, 0, i + 1, 1.0);
-        shard.apply(apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
+        shard.apply(&mut apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
         held.push(shard.take_outcome(0, i + 1).unwrap().version);
     }
     assert_eq!(held.iter().map(|v| v.params[99]).collect::<Vec<_>>(), [-1.0, -2.0, -3.0, -4.0]);
@@ -63,7 +63,7 @@ fn a_version_in_a_readers_hand_never_changes_and_is_used_again_afterwards() {
     let before = shard.pool.len();
     for i in 4..20 {
         stage(&mut shard, 0, i + 1, 1.0);
-        shard.apply(apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
+        shard.apply(&mut apply(i, 6 + i, &[(0, i + 1, 1.0)])).unwrap();
         shard.forget(0, i + 1);
     }
     assert_eq!(shard.pool.len(), before);
@@ -72,16 +72,16 @@ fn a_version_in_a_readers_hand_never_changes_and_is_used_again_afterwards() {
 #[test] // PS-2
 fn a_gap_or_an_unknown_push_stops_the_shard() {
     let mut shard = shard(10);
-    assert!(matches!(shard.apply(apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
-    assert!(matches!(shard.apply(apply(0, 7, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
-    assert!(matches!(shard.apply(apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
+    assert!(matches!(shard.apply(&mut apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
+    assert!(matches!(shard.apply(&mut apply(0, 7, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
+    assert!(matches!(shard.apply(&mut apply(1, 6, &[(0, 1, 1.0)])), Err(Error::Diverged { .. })));
     assert!(shard.current().params.iter().all(|&p| p == 0.0));
 }
 
 #[test] // PS-4
 fn a_push_that_was_dropped_before_it_was_complete_is_not_kept() {
     let mut shard = shard(10);
-    shard.apply(Decision { index: 0, kind: DecisionKind::Drop { worker: 3, seq: 7 } }).unwrap();
+    shard.apply(&mut Decision { index: 0, kind: DecisionKind::Drop { worker: 3, seq: 7 } }).unwrap();
     stage(&mut shard, 3, 7, 1.0);
     assert!(shard.staged.is_empty());
     let outcome = shard.take_outcome(3, 7).unwrap();
@@ -104,14 +104,14 @@ fn a_shard_measures_the_sum_of_its_parts_and_clips_by_the_total_of_all() {
         let mut totals = Vec::new();
         if !alone {
             let kind = DecisionKind::Measure { step, round: 0, parts: parts.clone(), totals: vec![] };
-            let measured = shard.apply(Decision { index: 0, kind }).unwrap();
+            let measured = shard.apply(&mut Decision { index: 0, kind }).unwrap();
             let Performed::Measured(Measured { step: 6, round: 0, sums }) = measured else { panic!("{measured:?}") };
             assert_eq!(sums, [sum]);
             assert!(shard.current().step == 5 && shard.staged.len() == 2, "nothing changed");
             totals = vec![4.0 * sum];
         }
         let kind = DecisionKind::Apply { step, parts, totals, held: false };
-        shard.apply(Decision { index: u64::from(!alone), kind }).unwrap();
+        shard.apply(&mut Decision { index: u64::from(!alone), kind }).unwrap();
         let norm = if alone { sum.sqrt() } else { (4.0 * sum).sqrt() };
         let wanted = -7.0 * (1.0 / (norm + 1e-6)) as f32;
         assert!(shard.current().params.iter().all(|&p| (p - wanted).abs() < 1e-7), "{}", shard.current().params[0]);
@@ -124,15 +124,15 @@ fn totals_of_another_optimizer_stop_the_shard() {
     stage(&mut shard, 0, 1, 1.0);
     let DecisionKind::Apply { step, parts, .. } = apply(0, 6, &[(0, 1, 1.0)]).kind else { unreachable!() };
     let kind = DecisionKind::Apply { step, parts, totals: vec![1.0], held: false };
-    assert!(matches!(shard.apply(Decision { index: 0, kind }), Err(Error::State { .. })));
+    assert!(matches!(shard.apply(&mut Decision { index: 0, kind }), Err(Error::State { .. })));
 }
 
 #[test] // PS-4
 fn an_older_push_that_is_applied_late_does_not_take_the_answer_of_a_newer_one() {
     let mut shard = shard(10);
     stage(&mut shard, 0, 1, 1.0);
-    shard.apply(Decision { index: 0, kind: DecisionKind::Drop { worker: 0, seq: 1 << 32 } }).unwrap();
-    shard.apply(apply(1, 6, &[(0, 1, 1.0)])).unwrap();
+    shard.apply(&mut Decision { index: 0, kind: DecisionKind::Drop { worker: 0, seq: 1 << 32 } }).unwrap();
+    shard.apply(&mut apply(1, 6, &[(0, 1, 1.0)])).unwrap();
     assert!(shard.take_outcome(0, 1 << 32).unwrap().dropped);
     assert!(shard.is_superseded(0, 1) && shard.current().step == 6);
 }
@@ -144,13 +144,13 @@ fn a_push_that_is_held_is_answered_with_the_parameters_of_its_release() {
     stage(&mut shard, 1, 1, 2.0);
     let DecisionKind::Apply { step, parts, totals, .. } = apply(0, 6, &[(0, 1, 1.0)]).kind else { unreachable!() };
     let kind = DecisionKind::Apply { step, parts, totals, held: true };
-    shard.apply(Decision { index: 0, kind }).unwrap();
+    shard.apply(&mut Decision { index: 0, kind }).unwrap();
     assert!(shard.take_outcome(0, 1).is_none() && !shard.is_superseded(0, 1));
-    shard.apply(apply(1, 7, &[(1, 1, 1.0)])).unwrap();
+    shard.apply(&mut apply(1, 7, &[(1, 1, 1.0)])).unwrap();
     let release = |index| Decision { index, kind: DecisionKind::Release { worker: 0, seq: 1 } };
-    shard.apply(release(2)).unwrap();
+    shard.apply(&mut release(2)).unwrap();
     let outcome = shard.take_outcome(0, 1).unwrap();
     assert_eq!((outcome.dropped, outcome.version.step, outcome.version.params[0]), (false, 7, -3.0));
     assert!(outcome.staged.is_some(), "its buffer is used again");
-    assert!(matches!(shard.apply(release(3)), Err(Error::Diverged { .. })), "nothing is held any more");
+    assert!(matches!(shard.apply(&mut release(3)), Err(Error::Diverged { .. })), "nothing is held any more");
 }

@@ -17,7 +17,7 @@ use memmap2::MmapRaw;
 /// Bytes in flight per direction: small enough to stay in a core's own cache between the two copies.
 pub(super) const CAPACITY: usize = 1 << 19;
 /// Copied before the other side is told of it.
-const CHUNK: usize = 1 << 16;
+pub(super) const CHUNK: usize = 1 << 16;
 /// Who sleeps is woken for at least this much (if it needs as much): a wake-up costs as much as copying a tenth of it.
 pub(super) const WAKE: usize = CAPACITY / 4;
 const CONTROL: usize = 4096;

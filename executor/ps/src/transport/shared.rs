@@ -22,7 +22,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags, sockopt};
 
-use super::ring::{MEMORY, Ring, WAKE};
+use super::ring::{CHUNK, MEMORY, Ring, WAKE};
 use super::{Acceptor, Closer, Connection, Pages, Window};
 use crate::memory::Arena;
 
@@ -62,7 +62,9 @@ impl Channel {
         Ok(Channel { outgoing, incoming, closed: AtomicBool::new(false) })
     }
 
-    fn send_part(&self, mut rest: &[u8]) -> io::Result<()> {
+    /// `unsaid` bytes were written before that a sleeping reader has not been woken for; `more` are to come at once. A frame
+    /// is a few small slices, and a wake-up for each would cost more than all of them.
+    fn send_part(&self, mut rest: &[u8], unsaid: &mut usize, more: bool) -> io::Result<()> {
         let Half { ring, wake } = &self.outgoing;
         while !rest.is_empty() {
             if self.closed.load(Ordering::Acquire) {
@@ -70,11 +72,15 @@ impl Channel {
             }
             let count = ring.write(rest)?;
             rest = &rest[count..];
+            *unsaid += count;
+            if *unsaid >= CHUNK || count == 0 || (rest.is_empty() && !more) {
+                *unsaid = 0;
+                if ring.must_wake_reader()? {
+                    rouse(wake)?;
+                }
+            }
             if count == 0 && ring.writer_sleeps(rest.len().min(WAKE))? && is_ended(wake)? {
                 return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            if ring.must_wake_reader()? {
-                rouse(wake)?;
             }
         }
         Ok(())
@@ -149,7 +155,10 @@ struct SharedConnection {
 
 impl Connection for SharedConnection {
     fn send(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        slices.iter().try_for_each(|slice| self.channel.send_part(slice))
+        let last = slices.iter().rposition(|slice| !slice.is_empty()).unwrap_or(0);
+        let mut unsaid = 0;
+        let mut numbered = slices.iter().enumerate();
+        numbered.try_for_each(|(number, slice)| self.channel.send_part(slice, &mut unsaid, number < last))
     }
 
     fn recv(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {

@@ -87,7 +87,7 @@ fn nobody_is_ever_further_ahead_than_the_bound() {
         let mut reported = 0;
         for event in cluster.drain(0) {
             let ServerEvent::Committed { commits, .. } = event else { continue };
-            for commit in commits {
+            for commit in commits.iter() {
                 // When it began, the slowest had done no more than it has now.
                 let slowest = clocks.values().min().unwrap();
                 let ahead = clocks[&commit.worker].saturating_sub(*slowest);
