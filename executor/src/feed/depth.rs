@@ -64,7 +64,7 @@ mod tests {
             depth.did_not_wait();
         }
         assert!(!depth.is_reached(8 * SHORT - 1) && depth.is_reached(8 * SHORT));
-        for _ in 0..100 * CALM {
+        for _ in 0..200 * CALM {
             depth.did_not_wait();
         }
         assert!(depth.is_reached(SHORT + 8));

@@ -1,7 +1,8 @@
 //! Rows that a node function has passed over, on their way to the driver.
 //!
 //! Who only looks at rows may do so many thousand times a second, and a message for each batch would cost driver and
-//! executor more than the rows. So what is passed over in a few milliseconds is told together, in as few ranges as it is.
+//! executor more than the rows. So what is passed over in a few milliseconds is told together. Neighbours stay ranges of their
+//! own: each is of one lease, and the driver looks whose it is.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,23 +28,11 @@ pub(crate) struct Passed {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// In the order in which they were passed over, neighbours as one.
+    /// In the order in which they were passed over.
     ranges: Vec<RowRange>,
     rows: u64,
     /// The global step at which they were.
     step: u64,
-}
-
-impl Waiting {
-    fn add(&mut self, ranges: &[RowRange], rows: u64) {
-        self.rows += rows;
-        for range in ranges {
-            match self.ranges.last_mut() {
-                Some(last) if last.is_followed_by(range) => last.end = range.end,
-                _ => self.ranges.push(*range),
-            }
-        }
-    }
 }
 
 impl Passed {
@@ -59,7 +48,8 @@ impl Passed {
         }
         let is_first = waiting.ranges.is_empty();
         waiting.step = step;
-        waiting.add(ranges, rows);
+        waiting.rows += rows;
+        waiting.ranges.extend_from_slice(ranges);
         drop(waiting);
         if is_first {
             let passed = self.clone();
@@ -92,25 +82,5 @@ impl Passed {
             staleness: 0,
         };
         self.outgoing.send(Message::Commits(Commits { phase: self.phase, commits: vec![commit] }));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(epoch: u32, partition: u32, start: u64, end: u64) -> RowRange {
-        RowRange { epoch, partition, start, end }
-    }
-
-    #[test]
-    fn neighbours_are_one_range_and_nothing_else_is() {
-        let mut waiting = Waiting::default();
-        let ranges = [range(0, 1, 0, 256), range(0, 1, 256, 300), range(0, 2, 300, 400), range(1, 2, 400, 500)];
-        waiting.add(&ranges[..1], 256);
-        waiting.add(&ranges[1..], 244);
-        waiting.add(&[range(1, 2, 600, 700)], 100);
-        let expected = [range(0, 1, 0, 300), range(0, 2, 300, 400), range(1, 2, 400, 500), range(1, 2, 600, 700)];
-        assert_eq!((waiting.rows, &*waiting.ranges), (600, &expected[..]));
     }
 }

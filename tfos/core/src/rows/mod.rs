@@ -35,11 +35,6 @@ impl RowRange {
     pub fn rows(&self) -> u64 {
         self.end - self.start
     }
-
-    /// Whether `next` begins where this range ends.
-    pub fn is_followed_by(&self, next: &Self) -> bool {
-        (self.epoch, self.partition, self.end) == (next.epoch, next.partition, next.start)
-    }
 }
 
 impl fmt::Display for RowRange {
