@@ -74,9 +74,11 @@ impl Cluster<'_> {
         let job =
             self.lab.probe("").args_of(words).args_of(more).flags("--cluster-size 4 --num-ps 1 --advertise 10.77.0.1");
         let job = Standalone::start(job.flags("--save-checkpoints-steps 20").through(&self.hosts.exec("driver")));
+        std::fs::create_dir_all(self.lab.path("tmp")).unwrap();
         let near = job.executor("--executor-id 0 --threads 1 --bind 10.77.0.1").through(&self.hosts.exec("driver"));
         let far = (1..4).map(|id| {
             let executor = job.executor(&format!("--executor-id {id} --threads 1"));
+            let executor = executor.env("TMPDIR", &self.lab.path("tmp").display().to_string());
             executor.through(&self.hosts.exec(&format!("node{id}"))).start()
         });
         let executors = std::iter::once(near.start()).chain(far).collect();
@@ -107,7 +109,10 @@ fn a_join_on_three_hosts_survives_kills_while_it_is_staged_and_while_it_is_fed()
     executors[3].signal(Signal::SIGKILL);
     let done = job.driver.wait().fails(1, &["worker:1", "control stream", "by 3 executors (Ballista)"]);
     assert!(killed.elapsed() < secs(5), "the end came {:?} after the kill", killed.elapsed());
-    drop((done, executors));
+    drop((done, executors.into_iter().map(Running::wait).collect::<Vec<_>>()));
+    // Not even the one that was killed leaves what it had written for the others.
+    let left = || std::fs::read_dir(lab.path("tmp")).unwrap().next().is_none().then_some(());
+    wait::until("no shuffle files", secs(5), left);
     assert!(!staged(&lab).is_some_and(|query| query.join("manifest.json").exists()), "half a query counts");
 
     // Submitted again it is staged anew, and a kill in the middle of the epoch loses and repeats nothing.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use tfos_tests::data::{digits, line};
+use tfos_tests::data::{digits, line, numbers};
 use tfos_tests::procs::{Signal, assert_none_left, executors};
 use tfos_tests::s3::SECRET;
 use tfos_tests::server::Store;
@@ -165,6 +165,7 @@ fn a_killed_job_on_s3_resumes() {
     let Some(store) = s3(&lab) else { return };
     generations_are_claimed_once(&lab, &*store);
     a_killed_job_resumes(&lab, &*store);
+    a_join_is_staged(&lab, &*store);
 }
 
 #[test]
@@ -173,6 +174,24 @@ fn a_killed_job_on_hdfs_resumes() {
     let Some(store) = hdfs(&lab) else { return };
     generations_are_claimed_once(&lab, &*store);
     a_killed_job_resumes(&lab, &*store);
+    a_join_is_staged(&lab, &*store);
+}
+
+/// A join and an aggregate by three executors: they read from the store, write what is staged there, and are fed from it.
+fn a_join_is_staged(lab: &Lab, store: &dyn Store) {
+    put(store, &numbers(lab.folder(), ROWS, 8), "numbers", "--num-files 8 --to-format parquet");
+    let query = "SELECT sum(a.x) AS x FROM data a JOIN data b ON a.x = b.x GROUP BY a.x % 500";
+    let words = ["mode=sum".to_owned(), format!("data={}", store.url("numbers")), format!("sql={query}")];
+    let job = || {
+        let job = on(store, lab, &bin::probe().display().to_string(), "staged").args_of(&words);
+        job.flags("--engine ballista --cluster-size 4 --num-ps 1")
+    };
+    let done = job().run().ok().says(&["by 3 executors (Ballista)", "staged 500 rows"]);
+    // Means of what three report.
+    assert_eq!(done.number("metrics.sum") * 3.0, (ROWS * (ROWS - 1) / 2) as f64);
+    assert_eq!(done.number("metrics.rows") * 3.0, 500.0);
+    keeps_the_secret(&done, lab);
+    job().run().ok().says(&["was staged before"]);
 }
 
 /// Of drivers that begin at the same moment each claims a generation of its own: creating is refused where a file is. One

@@ -15,17 +15,19 @@ cargo xtask bench feed-peers [KEY=N...]  the feed beside DataLoader, Ray Data an
                                          criteo-rows, repeat, rounds
 cargo xtask bench checkpoint [OPTION...] checkpoints beside PyTorch's and TensorFlow's; --millions M, --rounds N, --dir D
 cargo xtask bench convergence [OPTION]   accuracy and wall time under each --consistency; --epochs N, --only CASE
+cargo xtask bench overlap [--rounds N]   sending during the backward pass, or after it, over wires of 1 to 4 Gb/s
 cargo xtask bench ps [OPTION...]         gradients to ps and back beside PyTorch and TensorFlow; options as of ps_bench
 cargo xtask bench scaling [OPTION...]    cost of a step against numbers of ps and workers; --seconds S for each
 cargo xtask bench peers [SCRIPT ARG...]  a peer's script of ../shared/bench/peers; lists them without SCRIPT";
 
-const BENCHES: [&str; 11] = [
+const BENCHES: [&str; 12] = [
     "submit",
     "feed",
     "feed-peers",
     "memory",
     "tfrecord",
     "overhead",
+    "overlap",
     "ledger",
     "checkpoint",
     "convergence",

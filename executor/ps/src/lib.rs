@@ -40,7 +40,8 @@ pub mod transport;
 pub mod wire;
 
 pub use client::{
-    Awaited, Canceller, ClientOptions, InitState, Lent, LentPart, Outcome, PsClient, Push, Status, Vector,
+    Awaited, Canceller, ClientOptions, FrontFirst, InitState, Lent, LentPart, Outcome, Piece, PsClient, Push, Status,
+    Vector,
 };
 pub use compress::Compress;
 pub use decision::{Commit, Commits, Decision, DecisionKind, DropReason, Part};

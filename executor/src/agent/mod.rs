@@ -1,25 +1,36 @@
-//! A second process of each executor, which writes the snapshot of an executor that died.
+//! A second process of each executor, which writes the snapshot of an executor that died, and removes its folders.
 //!
 //! It is forked at the start, before there is a thread, and sleeps on a socket; it costs no memory of its own. Of each
 //! snapshot that is being written it is given the descriptors of the memory in which that lies. The end of the socket is
 //! the end of the executor. With a snapshot in hand the agent then asks the driver whether it is wanted, writes the part,
 //! reports it, and ends; without one it ends at once.
 //!
-//! - `AGT-1` an agent outlives its executor only while the driver says that it waits for the part.
+//! Folders of the executor's own are removed when it is dead, however it ended: while it lives, a thread of it may make them
+//! anew.
+//!
+//! - `AGT-1` an agent outlives its executor only while the driver says that it waits for the part, and to remove folders.
 
 mod client;
 mod rescue;
 mod will;
 
+#[cfg(feature = "ballista")]
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+#[cfg(feature = "ballista")]
+use std::path::{Path, PathBuf};
+#[cfg(feature = "ballista")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
-use nix::unistd::{ForkResult, Pid, fork};
+#[cfg(feature = "ballista")]
+use nix::unistd::getppid;
+use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 use tfos_core::failure::chain;
 
@@ -31,6 +42,13 @@ use will::Will;
 const TAKE: u8 = 1;
 const DONE: u8 = 2;
 const FORGET: u8 = 3;
+/// The executor writes below a folder that is of no use without it; its descriptor comes along.
+#[cfg(feature = "ballista")]
+const FOLDER: u8 = 4;
+
+/// How often is looked whether an executor that ends has ended.
+#[cfg(feature = "ballista")]
+const ENDING: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// Descriptors of one message: the will and the files that it names.
 const MAX_FDS: usize = 8;
@@ -58,6 +76,9 @@ impl Heir {
 pub struct Agent {
     socket: Mutex<Option<OwnedFd>>,
     process: Pid,
+    /// It is to remove a folder.
+    #[cfg(feature = "ballista")]
+    has_folder: AtomicBool,
 }
 
 impl Agent {
@@ -70,14 +91,20 @@ impl Agent {
         }
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let (ours, theirs) = pair.ok()?;
+        let executor = getpid();
         // SAFETY: this process has one thread, so the child finds every lock free.
         #[expect(unsafe_code, reason = "a fork without exec shares libtorch's pages and takes a millisecond")]
         let forked = unsafe { fork() };
         match forked.ok()? {
-            ForkResult::Parent { child } => Some(Arc::new(Agent { socket: Mutex::new(Some(ours)), process: child })),
+            ForkResult::Parent { child } => Some(Arc::new(Agent {
+                socket: Mutex::new(Some(ours)),
+                process: child,
+                #[cfg(feature = "ballista")]
+                has_folder: AtomicBool::new(false),
+            })),
             ForkResult::Child => {
                 drop(ours);
-                std::process::exit(live(theirs));
+                std::process::exit(live(theirs, executor));
             }
         }
     }
@@ -86,6 +113,14 @@ impl Agent {
         let file = will.to_file()?;
         let files: Vec<BorrowedFd<'_>> = std::iter::once(file.as_fd()).chain(will.files()).collect();
         self.say(TAKE, id, &files)
+    }
+
+    /// Leaves it `folder`, to be removed when this process has ended.
+    #[cfg(feature = "ballista")]
+    pub(crate) fn take_folder(&self, folder: &Path) -> io::Result<()> {
+        self.say(FOLDER, 0, &[File::open(folder)?.as_fd()])?;
+        self.has_folder.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// It is written, or given up.
@@ -109,16 +144,21 @@ impl Agent {
         Ok(())
     }
 
-    /// The executor ends as it should: nothing is to be rescued. Returns when the agent is gone.
+    /// The executor ends as it should: nothing is to be rescued. Returns when the agent is gone, or waits for the end itself.
     pub fn stop(&self) {
         let _ = self.say(FORGET, 0, &[]);
         drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+        #[cfg(feature = "ballista")]
+        if self.has_folder.load(Ordering::Relaxed) {
+            return;
+        }
         let _ = nix::sys::wait::waitpid(self.process, None);
     }
 }
 
 /// The life of the agent; gives its exit code.
-fn live(socket: OwnedFd) -> i32 {
+#[cfg_attr(not(feature = "ballista"), expect(unused_variables, reason = "only Ballista has folders"))]
+fn live(socket: OwnedFd, executor: Pid) -> i32 {
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: no handler is installed, the signal is ignored.
         #[expect(unsafe_code, reason = "what ends the executor must not end who is there for its end")]
@@ -129,18 +169,37 @@ fn live(socket: OwnedFd) -> i32 {
     }
     let _ = nix::sys::prctl::set_name(c"tfos-agent");
     let mut wills: Vec<(u64, Vec<OwnedFd>)> = vec![];
+    #[cfg(feature = "ballista")]
+    let mut folders = vec![];
     loop {
         match hear(&socket) {
             Ok(Some((TAKE, id, files))) => wills.push((id, files)),
             Ok(Some((DONE, id, _))) => wills.retain(|(other, _)| *other != id),
             Ok(Some((FORGET, ..))) => wills.clear(),
+            #[cfg(feature = "ballista")]
+            Ok(Some((FOLDER, _, files))) => folders.extend(files.iter().filter_map(path)),
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(_) => return 1,
         }
     }
     drop(socket);
-    i32::from(!wills.into_iter().fold(true, |good, (_, files)| rescue::run(files) && good))
+    let good = wills.into_iter().fold(true, |good, (_, files)| rescue::run(files) && good);
+    #[cfg(feature = "ballista")]
+    if !folders.is_empty() {
+        while getppid() == executor {
+            std::thread::sleep(ENDING);
+        }
+        // That it is gone already is the usual case.
+        folders.iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
+    }
+    i32::from(!good)
+}
+
+/// Where an open folder is.
+#[cfg(feature = "ballista")]
+fn path(folder: &OwnedFd) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok()
 }
 
 /// The next message; `None` at the end.

@@ -140,6 +140,11 @@ fn start(options: &HostOptions) -> Result<Running, Error> {
     let (flight, grpc) = (flight?, grpc?);
     let work_dir = work_dir(options)?;
     let folder = work_dir.display().to_string();
+    if let Some(heir) = &options.heir
+        && let Err(error) = heir.agent.take_folder(&work_dir)
+    {
+        tracing::warn!("`{folder}` stays behind if this process is killed: {error}");
+    }
     let functions = session::session();
     options.function.register(&functions)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

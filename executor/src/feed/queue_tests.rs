@@ -92,3 +92,28 @@ fn an_error_of_the_scan_reaches_the_trainer_once() {
     assert!(queue.pop(1, NOW).unwrap_err().to_string().contains("broken file"));
     assert!(matches!(queue.pop(1, NOW).unwrap(), Pop::End));
 }
+
+#[test]
+fn the_queue_is_short_until_the_trainer_has_waited() {
+    let queue = Queue::new(1 << 30);
+    // Pieces of 800,000 bytes, until there is no room for another.
+    let mut start = 0;
+    let mut fill = || {
+        let first = start;
+        while queue.has_room() {
+            queue.push(piece(0, start, 100_000));
+            start += 100_000;
+        }
+        (start - first) / 100_000
+    };
+    assert_eq!(fill(), 6, "4 MiB");
+    for _ in 0..6 {
+        assert_eq!(batch(&queue, 100_000).rows(), 100_000);
+    }
+    assert_eq!(fill(), 6, "every batch was there when it was asked for");
+    for _ in 0..6 {
+        batch(&queue, 100_000);
+    }
+    assert!(matches!(queue.pop(100_000, NOW).unwrap(), Pop::Pending { .. }));
+    assert_eq!(fill(), 11, "8 MiB");
+}

@@ -49,7 +49,10 @@ pub(crate) struct HostOptions {
     pub(crate) function: Arc<dyn NodeFunction>,
     pub(crate) outgoing: Outgoing,
     pub(crate) counters: Arc<Counters>,
-    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "only a model has snapshots"))]
+    #[cfg_attr(
+        not(any(feature = "torch", feature = "ballista")),
+        expect(dead_code, reason = "only a model has snapshots, only Ballista folders")
+    )]
     pub(crate) heir: Option<Heir>,
     #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "only Ballista has ports of its own"))]
     pub(crate) ports: PortRange,

@@ -1,5 +1,5 @@
 //! Gradients leave while the backward pass still runs: libtorch tells of each as soon as it is whole, and a thread beside
-//! the pass sends it.
+//! the pass sends it, front layers first where several wait.
 //!
 //! What could not be told of (a variable that the loss does not depend on, a gradient that is no plain f32 on the CPU) is
 //! sent by the push, which also tells the ps that this is all. So the update is the same bit by bit as without.
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::Tensor;
-use tfos_ps::{Layout, PsClient};
+use tfos_ps::{FrontFirst, Layout, PsClient};
 use torch_sys::C_tensor;
 
 use super::shim::{self, Text};
@@ -32,7 +32,7 @@ unsafe extern "C" {
 }
 
 /// A variable's number, and its gradient.
-type Told = (u32, Tensor);
+type Told = (u32, Plain);
 
 /// Whom to tell, if anybody listens.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ extern "C" fn tell(context: *mut c_void, number: u32, gradient: *mut C_tensor) {
     let (ear, gradient) = unsafe { (&*context.cast::<Ear>(), Tensor::from_ptr(gradient)) };
     if let Some(sender) = &*ear.0.lock().unwrap_or_else(PoisonError::into_inner) {
         // Who has stopped to listen has an error to tell of.
-        drop(sender.send((number, gradient)));
+        drop(sender.send((number, Plain(gradient))));
     }
 }
 
@@ -94,6 +94,7 @@ pub(super) fn forget_gradient(variable: &Tensor) -> Result<(), Error> {
 }
 
 /// A gradient as the parameter plane wants it: empty if it is not plain.
+#[derive(Debug)]
 struct Plain(Tensor);
 
 impl AsRef<[f32]> for Plain {
@@ -115,14 +116,16 @@ impl Overlap {
 
     /// The backward pass, and beside it the beginning of the push. What fails first is what is told.
     pub(super) fn backward(&self, loss: &Tensor, client: &mut PsClient) -> Result<(), Error> {
-        let (sender, told) = channel();
+        let (sender, told) = channel::<Told>();
         self.ear.listen(Some(sender));
         let (passed, sent) = std::thread::scope(|scope| {
-            let slices = told.into_iter().filter_map(|(number, gradient): Told| {
-                let (start, len) = *self.places.get(number as usize)?;
-                (gradient.numel() == len).then(|| (start, Plain(gradient)))
-            });
-            let sending = scope.spawn(move || client.stream(slices));
+            let send = move || {
+                client.stream(FrontFirst::new(told).filter_map(|(number, at, piece)| {
+                    let (start, len) = *self.places.get(number as usize)?;
+                    (at + piece.as_ref().len() <= len).then_some((start + at, piece))
+                }))
+            };
+            let sending = scope.spawn(send);
             let passed = loss.f_backward();
             // The end of the slices.
             self.ear.listen(None);

@@ -19,6 +19,7 @@ pub mod convert;
 pub mod error;
 mod hive;
 pub mod idx;
+mod ipc;
 mod numbers;
 pub mod plan;
 pub mod session;

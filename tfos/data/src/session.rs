@@ -26,6 +26,7 @@ use url::Url;
 
 use crate::error::{Error, Result};
 use crate::hive::{Columns, HiveTable};
+use crate::ipc;
 use crate::store::{self, Listing};
 use crate::tfrecord::{TfRecordFormat, parse_schema};
 
@@ -279,7 +280,11 @@ async fn stored_schema(
 ) -> Result<SchemaRef> {
     let headers = futures::stream::iter(&listing.files).map(|file| async move {
         let name = store::display(listing.root.as_str(), Some(&file.location));
-        match kind.infer_schema(state, &listing.store, std::slice::from_ref(file)).await {
+        let schema = match format {
+            Format::Arrow => ipc::schema(state, &listing.store, file).await,
+            _ => kind.infer_schema(state, &listing.store, std::slice::from_ref(file)).await,
+        };
+        match schema {
             Ok(schema) => Ok((name, schema)),
             Err(source) => Err(Error::Open { path: name, format: format.name(), source: Box::new(source) }),
         }

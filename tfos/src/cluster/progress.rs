@@ -107,3 +107,30 @@ fn line(status: &Status, elapsed: Duration) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_shown_like_training() {
+        let staging =
+            Status { stage: "staging".into(), rows: 500, staged_partitions: Some((2, 8)), ..Status::default() };
+        assert_eq!(line(&staging, Duration::from_secs(2)), "staging · partition 2/8 · 500 rows · 250 rows/s");
+        let training = Status {
+            stage: "training".into(),
+            global_step: 40,
+            epochs: 3,
+            epochs_done: 1,
+            rows: 1000,
+            loss: Some(0.25),
+            checkpoint: Some(20),
+            waiting_for: Some("a worker".into()),
+            staged_partitions: None,
+            ..staging
+        };
+        let expected = "training · epoch 2/3 · step 40 · 1000 rows · 250 rows/s · loss 0.2500 · checkpoint 20 · \
+                        waiting for a worker";
+        assert_eq!(line(&training, Duration::from_secs(4)), expected);
+    }
+}

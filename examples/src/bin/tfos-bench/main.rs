@@ -9,6 +9,7 @@ mod feed;
 mod feed_peers;
 mod memory;
 mod overhead;
+mod overlap;
 mod report;
 mod submit;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             Arc::new(apps::ReadyApp),
             Arc::new(apps::TrainApp),
             Arc::new(checkpoint::CheckpointApp),
+            Arc::new(overlap::WideApp),
             Arc::new(tfos::apps::mnist::Mnist),
         ]);
     }
@@ -52,11 +54,12 @@ fn main() -> ExitCode {
         "feed-peers" => feed_peers::run(&arguments),
         "memory" => memory::run(),
         "overhead" => overhead::run(),
+        "overlap" => overlap::run(&arguments),
         "checkpoint" => checkpoint::run(&arguments),
         "convergence" => convergence::run(&arguments),
         other => Err(format!(
-            "unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead, checkpoint, \
-             convergence"
+            "unknown benchmark `{other}`; there are submit, feed, feed-peers, memory, overhead, overlap, \
+             checkpoint, convergence"
         )),
     };
     match result {

@@ -2,6 +2,7 @@
 
 mod average;
 mod exchange;
+mod front;
 mod lent;
 mod push;
 mod steps;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 pub use self::average::Vector;
 use self::exchange::{Exchange, expect_length, recv_params};
+pub use self::front::{FrontFirst, Piece};
 pub use self::lent::{Lent, LentPart};
 pub use self::types::{Awaited, ClientOptions, InitState, Outcome, Push, Status};
 use self::window::Windows;

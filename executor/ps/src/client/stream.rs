@@ -14,7 +14,7 @@ use crate::flat;
 use crate::wire::{self, Header, Kind};
 
 /// Bytes that are sent at once: a system call and a wake-up cost a small part of copying so much.
-const BUCKET: usize = 1 << 20;
+pub(super) const BUCKET: usize = 1 << 20;
 
 impl PsClient {
     /// Sends slices of the next push: each is where it begins in the flat vector, and its values. Returns at the end of
