@@ -172,7 +172,10 @@ pub fn for_each_feature<'a>(record: &'a [u8], mut each: impl FnMut(&'a [u8], Fea
                 Some((key, value)) => (key, Some(value)),
                 None => any_entry(entry)?,
             };
-            if let Some(feature) = value.map(which).transpose()?.flatten() {
+            // Not by `map`: a feature that is returned from a call goes through memory.
+            if let Some(value) = value
+                && let Some(feature) = which(value)?
+            {
                 each(key, feature)?;
             }
         }
