@@ -133,7 +133,9 @@ impl Queue {
         {
             return None;
         }
-        let ahead = ((state.rate * AHEAD.as_secs_f64()) as u64).max(2 * state.batch);
+        // As long as the rate is not known, twice of what was consumed: a few leases, and it is as much as for a known one.
+        let of_rate = if state.rate == 0.0 { 2 * state.popped } else { (state.rate * AHEAD.as_secs_f64()) as u64 };
+        let ahead = of_rate.max(2 * state.batch);
         (state.rows < ahead).then(|| ahead.clamp(*LEASE.start(), *LEASE.end()))
     }
 

@@ -117,3 +117,16 @@ fn the_queue_is_short_until_the_trainer_has_waited() {
     assert!(matches!(queue.pop(100_000, NOW).unwrap(), Pop::Pending { .. }));
     assert_eq!(fill(), 11, "8 MiB");
 }
+
+#[test]
+fn leases_grow_with_what_is_consumed_before_a_rate_is_known() {
+    let queue = Queue::new(1 << 20);
+    assert!(matches!(queue.pop(64, NOW).unwrap(), Pop::Pending { .. }));
+    assert_eq!(queue.appetite(), Some(128), "two batches");
+    queue.push(piece(0, 0, 640));
+    for _ in 0..10 {
+        batch(&queue, 64);
+    }
+    let rate_known = queue.lock().rate != 0.0;
+    assert!(rate_known || queue.appetite() == Some(1280), "{:?}", queue.appetite());
+}

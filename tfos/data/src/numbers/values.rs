@@ -231,14 +231,17 @@ fn eights<N: Number, const W: usize>(
 ) -> bool {
     let mask = (1u64 << W) - 1;
     let Some(entries) = dictionary.entries.get(..1 << W) else { return true };
+    let groups = groups.min((bytes.len() + W).saturating_sub(16) / W);
+    let begin = out.len();
+    // Written where they stay: eight that are put together elsewhere are read back before the processor has them there.
+    out.resize(begin + 8 * groups, N::Native::default());
     // An index of 16 bits taken from the last entry's: negative where there is no entry.
     let last = dictionary.len as i64 - 1;
     let mut sign = last;
-    for group in bytes.windows(16).step_by(W).take(groups) {
+    for (group, eight) in bytes.windows(16).step_by(W).zip(out[begin..].as_chunks_mut::<8>().0) {
         let (words, _) = group.as_chunks::<8>();
         let [low, high] = words else { break };
         let (low, high) = (u64::from_le_bytes(*low), u64::from_le_bytes(*high));
-        let mut eight = [N::Native::default(); 8];
         for (i, out) in eight.iter_mut().enumerate() {
             let bit = i * W;
             let index = match bit {
@@ -249,7 +252,6 @@ fn eights<N: Number, const W: usize>(
             sign |= last.wrapping_sub(index as i64);
             *out = entries[index as usize];
         }
-        out.extend_from_slice(&eight);
     }
     sign >= 0
 }
