@@ -66,7 +66,7 @@ fn kill_of(lab: &Lab, shape: &str, trainers: &[u32], victim: u32, node: &str) {
     tfos_tests::procs::signal(executor.pid, Signal::SIGKILL);
     let log = format!("executor-{victim}.log");
     let done = running.wait().fails(1, &[node, "SIGKILL", "signal 9", &log]);
-    assert!(killed.elapsed() < secs(5), "the end came {:?} after the kill", killed.elapsed());
+    assert!(killed.elapsed() < secs(2), "the end came {:?} after the kill", killed.elapsed());
     assert_none_left(&lab.model(), secs(1));
     done.error();
     assert_eq!(done.text("root_cause.kind"), "signal");

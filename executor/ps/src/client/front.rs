@@ -91,7 +91,9 @@ mod tests {
         let make = |number: u32, len: usize| sender.send((number, vec![number as f32; len])).unwrap();
         make(7, 2 * PIECE + 1);
         assert_eq!(next(&mut front), Some((7, 0, PIECE, 7.0)), "nothing else has been made");
-        (make(6, 5), make(2, 3), make(5, 4));
+        for (number, len) in [(6, 5), (2, 3), (5, 4)] {
+            make(number, len);
+        }
         for expected in [(2, 0, 3, 2.0), (5, 0, 4, 5.0), (6, 0, 5, 6.0), (7, PIECE, PIECE, 7.0)] {
             assert_eq!(next(&mut front), Some(expected));
         }
