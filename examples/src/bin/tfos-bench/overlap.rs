@@ -80,8 +80,8 @@ fn measure(folder: &Path, rounds: usize) -> Result<Report, String> {
     let data = crate::feed::write_arrow(folder, "rows.arrow", &rows)?;
     let mut report = Report::new("overlap");
     report.note(format!(
-        "{} M f32 parameters, batches of {BATCH}, 1 ps and 1 worker over TCP, {STEPS} steps, in turn",
-        (784 + (LAYERS as i64 - 1) * WIDTH) * WIDTH / 1_000_000
+        "{:.1} M f32 parameters, batches of {BATCH}, 1 ps and 1 worker over TCP, {STEPS} steps, in turn",
+        ((784 + (LAYERS as i64 - 1) * WIDTH) * WIDTH) as f64 / 1e6
     ));
     for gigabits in [1, 2, 4] {
         let (mut with, mut without) = (vec![], vec![]);
