@@ -279,13 +279,16 @@ fn row_bytes(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Option<usize> {
     files(plan, partition).iter().filter_map(|(_, file)| of_file(file)).max()
 }
 
-/// Bytes that reading a partition keeps beside the rows that it gives: of Parquet the row group, still compressed, which
-/// is no larger than what the partition has of its largest file.
+/// About how many bytes reading a partition keeps beside the rows that it gives: of Parquet the row group, still
+/// compressed, which is taken to be no larger than twice what the partition has of its largest file, and than the file.
 pub fn read_ahead(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> usize {
     let bytes = |(kind, file): &(String, PartitionedFile)| -> u64 {
         match &file.range {
             _ if kind != "parquet" => 0,
-            Some(range) => u64::try_from(range.end - range.start).unwrap_or(0),
+            // A row group is read where its middle is: of the two halves of a file of one group, one has all of it.
+            Some(range) => {
+                u64::try_from(range.end - range.start).unwrap_or(0).saturating_mul(2).min(file.object_meta.size)
+            }
             None => file.object_meta.size,
         }
     };
