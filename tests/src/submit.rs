@@ -117,9 +117,6 @@ impl Submit {
         if !self.arguments.is_empty() {
             command.arg("--").args(&self.arguments);
         }
-        // Tests run beside each other: a job whose OpenMP threads spin, as they do where one process computes, takes ten times
-        // as long on cores that others use.
-        command.env("GOMP_SPINCOUNT", "0");
         for (name, value) in &self.environment {
             match value {
                 Some(value) => command.env(name, value),

@@ -144,7 +144,8 @@ impl Agent {
         Ok(())
     }
 
-    /// The executor ends as it should: nothing is to be rescued. Returns when the agent is gone, or waits for the end itself.
+    /// The executor ends as it should: nothing is to be rescued. Returns when the agent is gone, or at once
+    /// where it waits for the end of this process to remove a folder.
     pub fn stop(&self) {
         let _ = self.say(FORGET, 0, &[]);
         drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -1,10 +1,9 @@
-//! Front layers first: of the gradients that wait to be sent, that of the variable nearest to the input goes next.
+//! Front layers first: of the gradients that wait to be sent, the newest goes next, which is the one nearest to the input.
 //!
 //! The backward pass makes gradients from the last layer to the first, the next forward pass reads parameters from the
-//! first to the last. Where the wire is slower than the pass, gradients gather; a large one is sent in pieces, so that what
+//! first to the last; names and numbers of variables say nothing of that order. Where the wire is slower than the pass, gradients gather; a large one is sent in pieces, so that what
 //! comes meanwhile and is needed earlier need not wait for the rest of it.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -32,19 +31,20 @@ impl<T: AsRef<[f32]>> AsRef<[f32]> for Piece<T> {
 #[derive(Debug)]
 pub struct FrontFirst<T> {
     made: Receiver<(u32, T)>,
-    /// By the variable's number, what is to be sent of its gradient: from which element on.
-    waiting: BTreeMap<u32, (Arc<T>, usize)>,
+    /// The newest last: the variable's number, and what is to be sent of its gradient, from which element on.
+    waiting: Vec<(u32, Arc<T>, usize)>,
 }
 
 impl<T: AsRef<[f32]>> FrontFirst<T> {
-    /// Of gradients as they are made, with their variables' numbers in layout order. One that comes twice counts as it came
-    /// last, from its beginning.
+    /// Of gradients as they are made, with their variables' numbers. One that comes twice counts as it came last, from its
+    /// beginning.
     pub fn new(made: Receiver<(u32, T)>) -> Self {
-        Self { made, waiting: BTreeMap::new() }
+        Self { made, waiting: Vec::new() }
     }
 
     fn add(&mut self, (number, gradient): (u32, T)) {
-        self.waiting.insert(number, (Arc::new(gradient), 0));
+        self.waiting.retain(|(other, ..)| *other != number);
+        self.waiting.push((number, Arc::new(gradient), 0));
     }
 }
 
@@ -59,15 +59,14 @@ impl<T: AsRef<[f32]>> Iterator for FrontFirst<T> {
         while let Ok(made) = self.made.try_recv() {
             self.add(made);
         }
-        let mut entry = self.waiting.first_entry()?;
-        let number = *entry.key();
-        let (whole, at) = entry.get_mut();
+        let (number, whole, at) = self.waiting.last_mut()?;
+        let number = *number;
         let len = (**whole).as_ref().len();
         let range = *at..len.min(*at + PIECE);
         let piece = Piece { whole: Arc::clone(whole), range: range.clone() };
         *at = range.end;
         if range.end == len {
-            entry.remove();
+            self.waiting.pop();
         }
         Some((number, range.start, piece))
     }
@@ -91,10 +90,10 @@ mod tests {
         let make = |number: u32, len: usize| sender.send((number, vec![number as f32; len])).unwrap();
         make(7, 2 * PIECE + 1);
         assert_eq!(next(&mut front), Some((7, 0, PIECE, 7.0)), "nothing else has been made");
-        for (number, len) in [(6, 5), (2, 3), (5, 4)] {
+        for (number, len) in [(6, 5), (2, 3), (9, 4)] {
             make(number, len);
         }
-        for expected in [(2, 0, 3, 2.0), (5, 0, 4, 5.0), (6, 0, 5, 6.0), (7, PIECE, PIECE, 7.0)] {
+        for expected in [(9, 0, 4, 9.0), (2, 0, 3, 2.0), (6, 0, 5, 6.0), (7, PIECE, PIECE, 7.0)] {
             assert_eq!(next(&mut front), Some(expected));
         }
         make(0, 1);
