@@ -99,9 +99,11 @@ impl Batch {
 
     /// Several columns side by side as one CPU tensor `[rows, columns]`, with one copy: what `Tensor::stack` of
     /// [`Self::tensor`] of each would be, for tables of many columns many times faster. They are of one
-    /// element type and shape.
+    /// element type and shape. Of shuffled rows it may be a view of memory that a second call shares: clone what you
+    /// change in place.
     #[cfg(feature = "torch")]
     pub fn stacked(&self, columns: &[&str]) -> Result<crate::torch::Tensor, crate::Error> {
-        Ok(crate::torch::tensor::stacked(&self.parts, columns)?)
+        let tensor = crate::torch::tensor::stacked(&self.parts, columns)?;
+        if self.micro_batch.is_some() { crate::torch::deterministic::aligned(tensor) } else { Ok(tensor) }
     }
 }

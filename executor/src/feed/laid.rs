@@ -1,12 +1,13 @@
 //! Columns of numbers laid side by side, row after row, as the tensor of a wide table has them.
 //!
-//! Of a shuffled block all rows are laid at once, when columns are first asked for: a row is then a few cache lines that
-//! lie together, and to take rows in another order costs little. Column by column each value would be a cache line.
+//! Of a shuffled block all rows are laid at once, when columns are first asked for, each where the block's order has it:
+//! columns are read from their first row to their last, and a row is a few cache lines that lie together. Tensors of the
+//! block's rows are then views of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tfos_data::arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, RecordBatch};
-use tfos_data::arrow::buffer::MutableBuffer;
+use tfos_data::arrow::buffer::{Buffer, MutableBuffer};
 use tfos_data::arrow::datatypes::{Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type};
 
 /// Rows of one step: their part of the output stays in the first cache while the columns are written into it.
@@ -20,19 +21,25 @@ pub(super) fn lay_batch(
     rows: usize,
     out: &mut MutableBuffer,
 ) -> bool {
+    let alike = alike(batch, columns, from, rows);
+    alike.is_some_and(|(width, bytes)| {
+        lay(&bytes, width, out);
+        true
+    })
+}
+
+/// The bytes of each of these columns, and of a number of any of them.
+fn alike<'a>(batch: &'a RecordBatch, columns: &[usize], from: usize, rows: usize) -> Option<(usize, Vec<&'a [u8]>)> {
     let mut bytes: Vec<&[u8]> = Vec::with_capacity(columns.len());
     let mut all = None;
     for column in columns {
-        let Some((width, numbers)) = batch.columns().get(*column).and_then(numbers) else { return false };
-        let Some(numbers) = numbers.get(from * width..(from + rows) * width) else { return false };
+        let (width, numbers) = batch.columns().get(*column).and_then(numbers)?;
+        bytes.push(numbers.get(from * width..(from + rows) * width)?);
         if *all.get_or_insert(width) != width {
-            return false;
+            return None;
         }
-        bytes.push(numbers);
     }
-    let Some(width) = all else { return false };
-    lay(&bytes, width, out);
-    true
+    Some((all?, bytes))
 }
 
 /// Appends cells of `width` bytes of each column, row after row.
@@ -89,6 +96,32 @@ fn lay_cells<const N: usize>(columns: &[&[u8]], out: &mut [u8]) {
     }
 }
 
+/// As [`lay_cells`], with row i at `places[i]`.
+fn scatter<const N: usize>(columns: &[&[u8]], places: &[u32], out: &mut [u8]) {
+    let (out, width) = (out.as_chunks_mut::<N>().0, columns.len());
+    let (fours, rest) = columns.as_chunks::<4>();
+    for (step, places) in places.chunks(STEP).enumerate() {
+        let of_step = |bytes: &&'_ [u8]| -> usize { bytes.len().min(step * STEP * N) };
+        for (number, four) in fours.iter().enumerate() {
+            let [a, b, c, d] = four.each_ref().map(|bytes| bytes[of_step(bytes)..].as_chunks::<N>().0);
+            for ((((place, a), b), c), d) in places.iter().zip(a).zip(b).zip(c).zip(d) {
+                let cells = out.get_mut(*place as usize * width + 4 * number..);
+                if let Some(cells) = cells.and_then(<[_]>::first_chunk_mut) {
+                    *cells = [*a, *b, *c, *d];
+                }
+            }
+        }
+        for (number, bytes) in rest.iter().enumerate() {
+            let cells = bytes[of_step(bytes)..].as_chunks::<N>().0;
+            for (place, cell) in places.iter().zip(cells) {
+                if let Some(to) = out.get_mut(*place as usize * width + 4 * fours.len() + number) {
+                    *to = *cell;
+                }
+            }
+        }
+    }
+}
+
 /// As [`lay_cells`], for cells that are worth a call of their own.
 fn lay_long(columns: &[&[u8]], width: usize, out: &mut [u8]) {
     for (column, bytes) in columns.iter().enumerate() {
@@ -99,12 +132,6 @@ fn lay_long(columns: &[&[u8]], width: usize, out: &mut [u8]) {
     }
 }
 
-/// What the columns take of memory when they are laid.
-fn size(rows: &RecordBatch, columns: &[usize]) -> usize {
-    let width = |column: &usize| rows.columns().get(*column)?.data_type().primitive_width();
-    columns.iter().filter_map(width).sum::<usize>() * rows.num_rows()
-}
-
 /// The rows of a block, laid once for each list of columns that is asked for.
 #[derive(Debug, Default)]
 pub(super) struct Laid(Mutex<Vec<Columns>>);
@@ -112,41 +139,75 @@ pub(super) struct Laid(Mutex<Vec<Columns>>);
 #[derive(Debug)]
 struct Columns {
     columns: Vec<usize>,
-    /// All rows, in the order of the pieces; `None` where they cannot be laid.
-    rows: Option<Arc<MutableBuffer>>,
+    /// All rows, in the order of the block; `None` where they cannot be laid.
+    rows: Option<Buffer>,
 }
 
 impl Laid {
-    /// Appends the rows of these numbers, of the `rows` that `pieces` have together; `false` as of [`lay_batch`].
-    pub(super) fn take(
-        &self,
-        pieces: &[RecordBatch],
-        columns: &[usize],
-        numbers: &[u32],
-        out: &mut MutableBuffer,
-    ) -> bool {
-        let count: usize = pieces.iter().map(RecordBatch::num_rows).sum();
-        let Some(laid) = self.rows(pieces, columns) else { return false };
-        let width = laid.len() / count.max(1);
-        let begin = out.len();
-        out.resize(begin + numbers.len() * width, 0);
-        let out = out.as_slice_mut().get_mut(begin..).unwrap_or_default();
-        for (to, number) in out.chunks_exact_mut(width.max(1)).zip(numbers) {
-            let from = *number as usize * width;
-            to.copy_from_slice(&laid.as_slice()[from..from + width]);
-        }
-        true
-    }
-
-    fn rows(&self, pieces: &[RecordBatch], columns: &[usize]) -> Option<Arc<MutableBuffer>> {
+    /// All rows of `pieces` in this order, of which each is somewhere in it; `None` as of [`lay_batch`].
+    pub(super) fn rows(&self, pieces: &[RecordBatch], columns: &[usize], order: &[u32]) -> Option<Buffer> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.iter().find(|known| known.columns == columns) {
             return known.rows.clone();
         }
-        let mut rows = MutableBuffer::with_capacity(pieces.iter().map(|piece| size(piece, columns)).sum());
-        let laid = pieces.iter().all(|piece| lay_batch(piece, columns, 0, piece.num_rows(), &mut rows));
-        let rows = laid.then(|| Arc::new(rows));
+        let rows = in_order(pieces, columns, order).map(Buffer::from);
         all.push(Columns { columns: columns.to_vec(), rows: rows.clone() });
         rows
+    }
+}
+
+fn in_order(pieces: &[RecordBatch], columns: &[usize], order: &[u32]) -> Option<MutableBuffer> {
+    let mut places = vec![0; order.len()];
+    for (place, row) in (0..).zip(order) {
+        *places.get_mut(*row as usize)? = place;
+    }
+    let (mut out, mut left) = (MutableBuffer::new(0), places.as_slice());
+    for piece in pieces {
+        let (width, bytes) = alike(piece, columns, 0, piece.num_rows())?;
+        out.resize(order.len() * columns.len() * width, 0);
+        let of_piece = left.split_off(..piece.num_rows())?;
+        match width {
+            1 => scatter::<1>(&bytes, of_piece, out.as_slice_mut()),
+            2 => scatter::<2>(&bytes, of_piece, out.as_slice_mut()),
+            4 => scatter::<4>(&bytes, of_piece, out.as_slice_mut()),
+            8 => scatter::<8>(&bytes, of_piece, out.as_slice_mut()),
+            _ => return None,
+        }
+    }
+    left.is_empty().then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tfos_data::arrow::array::{Float32Array, Int64Array};
+
+    use super::*;
+
+    /// Columns of both widths, 100 rows from `from` on.
+    fn piece(from: i64) -> RecordBatch {
+        let wide = |number: i64| Arc::new(Int64Array::from_iter_values((from..from + 100).map(|i| i * 10 + number)));
+        let narrow = |n: i64| Arc::new(Float32Array::from_iter_values((from..from + 100).map(|i| (i * 10 + n) as f32)));
+        let column = |number: i64| -> ArrayRef { if number < 6 { wide(number) } else { narrow(number) } };
+        RecordBatch::try_from_iter((0..9).map(|number| (format!("c{number}"), column(number)))).unwrap()
+    }
+
+    #[test]
+    fn rows_are_laid_in_the_order_of_the_block() {
+        let pieces = [piece(0), piece(100)];
+        let order: Vec<u32> = (0..200).map(|i| i * 77 % 200).collect();
+        let laid = Laid::default();
+        let wide = [5, 0, 1, 2, 3, 4];
+        let rows = laid.rows(&pieces, &wide, &order).unwrap();
+        let expected = order.iter().flat_map(|row| wide.map(|c| i64::from(*row) * 10 + c as i64)).collect::<Vec<_>>();
+        assert_eq!(rows.typed_data::<i64>(), expected);
+        let rows = laid.rows(&pieces, &[7], &order).unwrap();
+        let expected = order.iter().map(|row| (row * 10 + 7) as f32).collect::<Vec<_>>();
+        assert_eq!(rows.typed_data::<f32>(), expected);
+        assert_eq!(laid.rows(&pieces, &[7], &order).unwrap().as_ptr(), rows.as_ptr(), "laid once");
+        assert!(laid.rows(&pieces, &[0, 7], &order).is_none(), "of two widths");
+        assert!(laid.rows(&pieces, &[9], &order).is_none(), "no such column");
+        assert!(Laid::default().rows(&pieces, &wide, &order[1..]).is_none(), "not all rows");
     }
 }

@@ -4,14 +4,15 @@
 //! all of them for each would cost more than the rows. Rows of a shuffled block are gathered when a column of a training
 //! step's batch is asked for, and so straight into that batch.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use tfos_data::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
+use tfos_data::arrow::buffer::ScalarBuffer;
 #[cfg(feature = "torch")]
-use tfos_data::arrow::buffer::MutableBuffer;
+use tfos_data::arrow::buffer::{Buffer, MutableBuffer};
 #[cfg(feature = "torch")]
-use tfos_data::arrow::compute::interleave;
-use tfos_data::arrow::compute::interleave_record_batch;
+use tfos_data::arrow::compute::{interleave, take};
+use tfos_data::arrow::compute::{interleave_record_batch, take_record_batch};
 #[cfg(feature = "torch")]
 use tfos_data::arrow::datatypes::SchemaRef;
 use tfos_data::arrow::error::ArrowError;
@@ -65,16 +66,26 @@ enum Rows {
     Block(Arc<Mixed>),
 }
 
-/// Rows of a block in their shuffled order: each is a piece, and a row of it.
+/// Rows of a block in their shuffled order.
 #[derive(Debug)]
 struct Mixed {
     pieces: Vec<RecordBatch>,
-    order: Vec<(usize, usize)>,
-    /// The same, counted over all pieces.
-    #[cfg(feature = "torch")]
-    numbers: Vec<u32>,
+    /// Counted over all pieces.
+    order: ScalarBuffer<u32>,
+    /// The same, each as a piece and a row of it; made when there are several and somebody asks.
+    places: OnceLock<Vec<(usize, usize)>>,
     #[cfg(feature = "torch")]
     laid: Laid,
+}
+
+impl Mixed {
+    fn places(&self) -> &[(usize, usize)] {
+        self.places.get_or_init(|| {
+            let rows_of = |(number, piece): (usize, &RecordBatch)| (0..piece.num_rows()).map(move |row| (number, row));
+            let places: Vec<_> = self.pieces.iter().enumerate().flat_map(rows_of).collect();
+            self.order.iter().filter_map(|row| places.get(*row as usize).copied()).collect()
+        })
+    }
 }
 
 impl From<RecordBatch> for Part {
@@ -88,21 +99,15 @@ impl From<RecordBatch> for Part {
 impl Part {
     /// The rows of `pieces`, counted over all of them, in this order.
     pub(crate) fn mixed(pieces: Vec<RecordBatch>, order: &[u32]) -> Self {
-        let mut places = Vec::with_capacity(order.len());
-        for (number, piece) in pieces.iter().enumerate() {
-            places.extend((0..piece.num_rows()).map(|row| (number, row)));
-        }
-        #[cfg(feature = "torch")]
-        let numbers: Vec<u32> = order.iter().copied().filter(|row| (*row as usize) < places.len()).collect();
-        let order: Vec<_> = order.iter().filter_map(|row| places.get(*row as usize).copied()).collect();
+        let all: usize = pieces.iter().map(RecordBatch::num_rows).sum();
+        let order: ScalarBuffer<u32> = order.iter().copied().filter(|row| (*row as usize) < all).collect();
         let bytes: usize = pieces.iter().map(|piece| batch_size(piece) + laid_size(piece)).sum();
         let row_bytes = Some(bytes.div_ceil(order.len().max(1)));
         let rows = order.len();
         let mixed = Mixed {
             pieces,
             order,
-            #[cfg(feature = "torch")]
-            numbers,
+            places: OnceLock::new(),
             #[cfg(feature = "torch")]
             laid: Laid::default(),
         };
@@ -142,10 +147,13 @@ impl Part {
         match &self.of {
             Rows::Batch(batch) if self.rows == batch.num_rows() => Ok(Arc::clone(batch.column(index))),
             Rows::Batch(batch) => Ok(batch.column(index).slice(self.from, self.rows)),
-            Rows::Block(block) => {
-                let pieces: Vec<&dyn Array> = block.pieces.iter().map(|piece| piece.column(index).as_ref()).collect();
-                interleave(&pieces, self.order(block))
-            }
+            Rows::Block(block) => match block.pieces.as_slice() {
+                [piece] => take(piece.column(index), &self.order(block), None),
+                pieces => {
+                    let pieces: Vec<&dyn Array> = pieces.iter().map(|piece| piece.column(index).as_ref()).collect();
+                    interleave(&pieces, self.places(block))
+                }
+            },
         }
     }
 
@@ -155,11 +163,23 @@ impl Part {
     pub(crate) fn lay(&self, columns: &[usize], out: &mut MutableBuffer) -> bool {
         match &self.of {
             Rows::Batch(batch) => lay_batch(batch, columns, self.from, self.rows, out),
-            Rows::Block(block) => {
-                let numbers = block.numbers.get(self.from..self.from + self.rows).unwrap_or_default();
-                block.laid.take(&block.pieces, columns, numbers, out)
+            Rows::Block(_) => {
+                let laid = self.laid(columns);
+                laid.is_some_and(|rows| {
+                    out.extend_from_slice(rows.as_slice());
+                    true
+                })
             }
         }
+    }
+
+    /// The same without a copy, of rows of a block.
+    #[cfg(feature = "torch")]
+    pub(crate) fn laid(&self, columns: &[usize]) -> Option<Buffer> {
+        let Rows::Block(block) = &self.of else { return None };
+        let rows = block.laid.rows(&block.pieces, columns, &block.order)?;
+        let width = rows.len() / block.order.len().max(1);
+        Some(rows.slice_with_length(self.from * width, self.rows * width))
     }
 
     /// The rows as one record batch.
@@ -167,7 +187,10 @@ impl Part {
         match &self.of {
             Rows::Batch(batch) if self.rows == batch.num_rows() => Ok(RecordBatch::clone(batch)),
             Rows::Batch(batch) => Ok(batch.slice(self.from, self.rows)),
-            Rows::Block(block) => interleave_record_batch(&block.pieces.iter().collect::<Vec<_>>(), self.order(block)),
+            Rows::Block(block) => match block.pieces.as_slice() {
+                [piece] => take_record_batch(piece, &self.order(block)),
+                pieces => interleave_record_batch(&pieces.iter().collect::<Vec<_>>(), self.places(block)),
+            },
         }
     }
 
@@ -178,12 +201,16 @@ impl Part {
             (Err(_), Rows::Batch(_)) => vec![],
             (Err(_), Rows::Block(block)) => {
                 let row = |(piece, row): &(usize, usize)| block.pieces.get(*piece).map(|piece| piece.slice(*row, 1));
-                self.order(block).iter().filter_map(row).collect()
+                self.places(block).iter().filter_map(row).collect()
             }
         }
     }
 
-    fn order<'a>(&self, block: &'a Mixed) -> &'a [(usize, usize)] {
-        block.order.get(self.from..self.from + self.rows).unwrap_or_default()
+    fn order(&self, block: &Mixed) -> UInt32Array {
+        UInt32Array::new(block.order.slice(self.from, self.rows), None)
+    }
+
+    fn places<'a>(&self, block: &'a Mixed) -> &'a [(usize, usize)] {
+        block.places().get(self.from..self.from + self.rows).unwrap_or_default()
     }
 }

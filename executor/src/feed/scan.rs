@@ -9,7 +9,7 @@ use tfos_core::proto::Input;
 use tfos_core::rows::{RowRange, Shuffle};
 use tfos_data::SessionContext;
 use tfos_data::arrow::array::RecordBatch;
-use tfos_data::datafusion::physical_plan::ExecutionPlan;
+use tfos_data::plan::Prepared;
 use tfos_data::tfrecord::{BatchSize, TfRecordReader};
 
 use super::blocks::{Block, Blocks};
@@ -31,7 +31,7 @@ pub(super) type Rows = futures::stream::BoxStream<'static, Result<RecordBatch, t
 #[derive(Clone)]
 pub(crate) enum Source {
     /// Partition i of a plan.
-    Plan { plan: Arc<dyn ExecutionPlan>, context: SessionContext, batch_bytes: usize },
+    Plan(Arc<Prepared>),
     /// File i.
     Files { files: Arc<Vec<String>>, schema: Option<tfos_data::arrow::datatypes::SchemaRef>, batch_bytes: usize },
 }
@@ -39,9 +39,7 @@ pub(crate) enum Source {
 /// The plan of an input, in a session that knows the application's functions; `batch_bytes` is what a batch should
 /// have at most.
 pub(crate) fn feed_source(input: &Input, context: SessionContext, batch_bytes: usize) -> Result<Source, Error> {
-    let plan = tfos_data::plan::decode(&input.plan, &context)?;
-    let plan = tfos_data::plan::bounded(plan, batch_bytes)?;
-    Ok(Source::Plan { plan, context, batch_bytes })
+    Ok(Source::Plan(Arc::new(Prepared::new(input.plan.to_vec(), context, batch_bytes)?)))
 }
 
 pub(crate) fn direct_source(input: &Input, batch_bytes: usize) -> Result<Source, Error> {
@@ -58,15 +56,15 @@ pub(crate) fn direct_source(input: &Input, batch_bytes: usize) -> Result<Source,
 impl Source {
     pub(crate) fn partitions(&self) -> usize {
         match self {
-            Self::Plan { plan, .. } => tfos_data::plan::partitions(plan),
+            Self::Plan(plan) => tfos_data::plan::partitions(plan.plan()),
             Self::Files { files, .. } => files.len(),
         }
     }
 
     pub(crate) async fn open(&self, partition: u32) -> Result<Rows, Error> {
         match self {
-            Self::Plan { plan, context, batch_bytes } => {
-                let stream = tfos_data::plan::execute_within(plan, partition as usize, context, *batch_bytes)?;
+            Self::Plan(plan) => {
+                let stream = plan.execute(partition as usize)?;
                 Ok(stream.map(|b| b.map_err(tfos_data::Error::from_datafusion)).boxed())
             }
             Self::Files { files, schema, batch_bytes } => {
@@ -82,7 +80,7 @@ impl Source {
     /// How many rows a partition has, if its files say so.
     fn rows(&self, partition: u32) -> Option<u64> {
         match self {
-            Self::Plan { plan, .. } => tfos_data::plan::partition_rows(plan, partition as usize),
+            Self::Plan(plan) => tfos_data::plan::partition_rows(plan.plan(), partition as usize),
             Self::Files { .. } => None,
         }
     }
@@ -90,7 +88,7 @@ impl Source {
     /// What reading a partition keeps in memory beside the rows that it gives.
     fn ahead(&self, partition: u32) -> usize {
         match self {
-            Self::Plan { plan, .. } => tfos_data::plan::read_ahead(plan, partition as usize),
+            Self::Plan(plan) => tfos_data::plan::read_ahead(plan.plan(), partition as usize),
             Self::Files { .. } => DIRECT_AHEAD,
         }
     }

@@ -160,7 +160,7 @@ impl NodeContext {
             }
         };
         self.runtime.spawn(async move {
-            if let Err(error) = super::host::unpanicked(scan).await {
+            if let Err(error) = super::panics::unpanicked(scan).await {
                 drop(failed.send(Err(error)));
             }
         });

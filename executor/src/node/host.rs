@@ -1,15 +1,12 @@
 //! Runs a node function on a thread of its own for one phase, and keeps what it made until the phase ends:
 //! the last checkpoint is taken after the function has returned.
 
-use std::any::Any;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use futures::FutureExt;
 use tfos_core::cluster::{ClusterSpec, NodeId};
 use tfos_core::config::Consistency;
 use tfos_core::failure::Cause;
@@ -19,6 +16,7 @@ use tfos_core::rows::encode_ranges;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::context::{NodeContext, PhaseKind};
+use super::panics::{self, unpanicked};
 use super::results::ResultWriter;
 use super::stage;
 use crate::Error;
@@ -249,7 +247,7 @@ fn run(
     let trains = context.node.role.trains();
     #[cfg(feature = "torch")]
     context.torch.begin_thread().map_err(|e| e.cause())?;
-    remember_panics();
+    panics::remember();
     let result = catch_unwind(AssertUnwindSafe(|| {
         function.run(&mut context)?;
         context.flush_results()?;
@@ -261,7 +259,7 @@ fn run(
         Ok::<(), Error>(())
     }));
     match result {
-        Err(payload) => return Err(Cause::Panic { message: panic_message(&*payload) }),
+        Err(payload) => return Err(Cause::Panic { message: panics::message(&*payload) }),
         Ok(Err(error)) => {
             tracing::error!("{error:?}");
             return Err(error.cause());
@@ -331,38 +329,6 @@ fn give_back(context: &NodeContext, outgoing: &Outgoing) {
             ranges: bytes.into(),
         }));
     }
-}
-
-thread_local! {
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// What `future` gives, or its panic as an error.
-pub(crate) async fn unpanicked<T>(future: impl Future<Output = T>) -> Result<T, Error> {
-    remember_panics();
-    let result = AssertUnwindSafe(future).catch_unwind().await;
-    result.map_err(|payload| Error::Panicked(panic_message(&*payload)))
-}
-
-/// Keeps message and place of a panic for the thread that panicked, and still prints it to the log.
-fn remember_panics() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let print = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            let place = info.location().map_or_else(String::new, |l| format!(" at {l}"));
-            let text = format!("{}{place}", panic_message(info.payload()));
-            LAST_PANIC.with(|last| *last.borrow_mut() = Some(text));
-            print(info);
-        }));
-    });
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> String {
-    LAST_PANIC.with(|last| last.borrow_mut().take()).unwrap_or_else(|| {
-        let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
-        text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
-    })
 }
 
 /// Without libtorch there is no model: a checkpoint request is answered with nothing.

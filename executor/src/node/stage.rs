@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tfos_core::proto::{NodeFailed, NodeFinished, NodeReady, Staged, StagedFile, from_executor::Message};
 use tfos_data::session;
 
-use super::host::{HostOptions, Request, unpanicked};
+use super::host::{HostOptions, Request};
+use super::panics::unpanicked;
 use crate::Error;
 use crate::engine;
 

@@ -1,4 +1,5 @@
-//! Several columns of a batch side by side as one CPU tensor, each value copied once.
+//! Several columns of a batch side by side as one CPU tensor, each value copied once: into the tensor, or, of a shuffled
+//! block, for all its rows at once, of which tensors are views.
 //!
 //! A table of clicks has some dozen columns, and a tensor of each costs more than the values of a batch: libtorch makes
 //! an object of a microsecond for every one of them.
@@ -35,12 +36,17 @@ fn plain(parts: &[Part], names: &[&str]) -> Result<Option<Tensor>, TensorError> 
     let Some(first) = types.next() else { return Ok(None) };
     let Some(kind) = kind(first).filter(|_| types.all(|other| other == first)) else { return Ok(None) };
     let rows = parts.iter().map(Part::num_rows).sum::<usize>();
+    if let [part] = parts
+        && let Some(bytes) = part.laid(&columns)
+    {
+        return tensor(&bytes, names, rows, kind, &[]).map(Some);
+    }
     let mut bytes = MutableBuffer::with_capacity(rows * names.len() * kind.elt_size_in_bytes());
     let is_alike = |part: &Part| part.schema().is_some_and(|other| Arc::ptr_eq(other, schema) || other == schema);
     if !parts.iter().all(|part| is_alike(part) && part.lay(&columns, &mut bytes)) {
         return Ok(None);
     }
-    tensor(bytes, names, rows, kind, &[]).map(Some)
+    tensor(&bytes.into(), names, rows, kind, &[]).map(Some)
 }
 
 /// The column of this name; names are often asked for in the order of the columns.
@@ -91,7 +97,7 @@ fn any(parts: &[Part], names: &[&str]) -> Result<Tensor, TensorError> {
             columns.iter().map(|parts| parts.get(part).map_or(&[][..], Buffer::as_slice)).collect();
         lay(&of_part, cell, &mut bytes);
     }
-    tensor(bytes, names, rows, kind, &tail)
+    tensor(&bytes.into(), names, rows, kind, &tail)
 }
 
 fn bytes_of(block: &Block, name: &str) -> Result<Buffer, TensorError> {
@@ -103,15 +109,9 @@ fn bytes_of(block: &Block, name: &str) -> Result<Buffer, TensorError> {
     Ok(bytes.into())
 }
 
-fn tensor(
-    bytes: MutableBuffer,
-    names: &[&str],
-    rows: usize,
-    kind: Kind,
-    tail: &[usize],
-) -> Result<Tensor, TensorError> {
+fn tensor(bytes: &Buffer, names: &[&str], rows: usize, kind: Kind, tail: &[usize]) -> Result<Tensor, TensorError> {
     let shape: Vec<i64> = [rows, names.len()].into_iter().chain(tail.iter().copied()).map(dimension).collect();
     let column = || names.first().map(|first| (*first).to_owned()).unwrap_or_default();
     let memory = |source| TensorError::Memory { column: column(), source };
-    shim::tensor_from_buffer(&bytes.into(), 0, &shape, kind).map_err(memory)
+    shim::tensor_from_buffer(bytes, 0, &shape, kind).map_err(memory)
 }

@@ -148,6 +148,10 @@ fn packed<N: Number>(
     if usize::from(largest) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
 }
 
+/// Numbers that are put together at a time. They stay in the first cache, and so memory is touched once: when they
+/// are appended. Appended one by one, each would ask whether there is room.
+const STEP: usize = 128;
+
 /// Indices of `W` < 8 bits: eight of them are in one word. Gives the largest.
 fn narrow<N: Number, const W: usize>(
     bytes: &[u8],
@@ -158,24 +162,30 @@ fn narrow<N: Number, const W: usize>(
 ) -> u8 {
     let mask = (1u64 << W) - 1;
     let mut largest = 0;
-    let begin = out.len();
-    out.resize(begin + n, N::Native::default());
-    // The word has 57 bits at least, and eight indices have no more than 56.
-    let (groups, rest) = out[begin..].as_chunks_mut::<8>();
-    for group in groups {
-        let word = word(bytes, bit);
-        for (i, out) in group.iter_mut().enumerate() {
-            let index = (word >> (i * W) & mask) as u8;
+    let mut step = [N::Native::default(); STEP];
+    let mut left = n;
+    out.reserve(n);
+    while left > 0 {
+        let n = left.min(STEP);
+        // The word has 57 bits at least, and eight indices have no more than 56.
+        let (groups, rest) = step[..n].as_chunks_mut::<8>();
+        for group in groups {
+            let word = word(bytes, bit);
+            for (i, out) in group.iter_mut().enumerate() {
+                let index = (word >> (i * W) & mask) as u8;
+                largest = largest.max(index);
+                *out = table[usize::from(index)];
+            }
+            bit += 8 * W;
+        }
+        for out in rest {
+            let index = (word(bytes, bit) & mask) as u8;
             largest = largest.max(index);
             *out = table[usize::from(index)];
+            bit += W;
         }
-        bit += 8 * W;
-    }
-    for out in rest {
-        let index = (word(bytes, bit) & mask) as u8;
-        largest = largest.max(index);
-        *out = table[usize::from(index)];
-        bit += W;
+        out.extend_from_slice(&step[..n]);
+        left -= n;
     }
     largest
 }
@@ -232,26 +242,31 @@ fn eights<N: Number, const W: usize>(
     let mask = (1u64 << W) - 1;
     let Some(entries) = dictionary.entries.get(..1 << W) else { return true };
     let groups = groups.min((bytes.len() + W).saturating_sub(16) / W);
-    let begin = out.len();
-    // Written where they stay: eight that are put together elsewhere are read back before the processor has them there.
-    out.resize(begin + 8 * groups, N::Native::default());
     // An index of 16 bits taken from the last entry's: negative where there is no entry.
     let last = dictionary.len as i64 - 1;
     let mut sign = last;
-    for (group, eight) in bytes.windows(16).step_by(W).zip(out[begin..].as_chunks_mut::<8>().0) {
-        let (words, _) = group.as_chunks::<8>();
-        let [low, high] = words else { break };
-        let (low, high) = (u64::from_le_bytes(*low), u64::from_le_bytes(*high));
-        for (i, out) in eight.iter_mut().enumerate() {
-            let bit = i * W;
-            let index = match bit {
-                64.. => high >> (bit - 64),
-                _ if bit + W <= 64 => low >> bit,
-                _ => low >> bit | high << (64 - bit),
-            } & mask;
-            sign |= last.wrapping_sub(index as i64);
-            *out = entries[index as usize];
+    let mut step = [N::Native::default(); STEP];
+    let mut at = 0;
+    out.reserve(8 * groups);
+    for some in (0..groups).step_by(STEP / 8).map(|from| (STEP / 8).min(groups - from)) {
+        let all = bytes.get(at..).unwrap_or_default();
+        for (group, eight) in all.windows(16).step_by(W).zip(step[..8 * some].as_chunks_mut::<8>().0) {
+            let (words, _) = group.as_chunks::<8>();
+            let [low, high] = words else { break };
+            let (low, high) = (u64::from_le_bytes(*low), u64::from_le_bytes(*high));
+            for (i, out) in eight.iter_mut().enumerate() {
+                let bit = i * W;
+                let index = match bit {
+                    64.. => high >> (bit - 64),
+                    _ if bit + W <= 64 => low >> bit,
+                    _ => low >> bit | high << (64 - bit),
+                } & mask;
+                sign |= last.wrapping_sub(index as i64);
+                *out = entries[index as usize];
+            }
         }
+        at += W * some;
+        out.extend_from_slice(&step[..8 * some]);
     }
     sign >= 0
 }

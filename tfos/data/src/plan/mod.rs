@@ -6,12 +6,12 @@
 
 mod blame;
 mod order;
+mod run;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, FieldRef, Schema};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{GetExt, Result as DfResult, internal_err};
@@ -20,7 +20,7 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::TaskContext;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, displayable};
 use datafusion::prelude::SessionContext;
@@ -37,10 +37,10 @@ use prost::Message;
 use url::Url;
 
 pub use self::order::{in_one_order, merges_partitions, whole_files};
+pub use self::run::{Prepared, execute};
 use crate::error::{Error, Result};
-use crate::session::BATCH_ROWS;
+use crate::store;
 use crate::tfrecord::TfRecordSource;
-use crate::{numbers, store};
 
 /// Operators that work on each partition for itself.
 const STREAMING: [&str; 9] = [
@@ -201,82 +201,6 @@ pub fn bounded(plan: Arc<dyn ExecutionPlan>, batch_bytes: usize) -> Result<Arc<d
         Ok(Transformed::yes(DataSourceExec::from_data_source(scan) as Arc<dyn ExecutionPlan>))
     });
     Ok(plan?.data)
-}
-
-/// Runs one partition. What it yields depends on the partition alone, however often and wherever it is run.
-pub fn execute(
-    plan: &Arc<dyn ExecutionPlan>,
-    partition: usize,
-    ctx: &SessionContext,
-) -> Result<SendableRecordBatchStream> {
-    execute_within(plan, partition, ctx, usize::MAX)
-}
-
-/// As [`execute`], with smaller batches where `batch_bytes` would be exceeded, as far as the files say how large their
-/// rows are.
-pub fn execute_within(
-    plan: &Arc<dyn ExecutionPlan>,
-    partition: usize,
-    ctx: &SessionContext,
-    batch_bytes: usize,
-) -> Result<SendableRecordBatchStream> {
-    let count = partitions(plan);
-    if partition >= count {
-        return Err(Error::Plan { reason: format!("there is no partition {partition}; the plan has {count}") });
-    }
-    let rows = batch_rows(&plan.schema());
-    let rows = match row_bytes(plan, partition) {
-        Some(bytes) if bytes.saturating_mul(rows) > batch_bytes => 1 << (batch_bytes / bytes).max(1).ilog2(),
-        _ => rows,
-    };
-    let mut config = ctx.copied_config().with_batch_size(rows);
-    config.options_mut().execution.enable_file_stream_work_stealing = false;
-    let task = TaskContext::from(ctx).with_session_config(config);
-    let task = Arc::new(task);
-    let rows = numbers::faster(plan)?.execute(partition, Arc::clone(&task))?;
-    Ok(blame::named(rows, plan, partition, task))
-}
-
-/// Values of a list column that a decoder should have in hand at once: it makes several passes over about ten bytes for
-/// each, which are twice as fast while they stay in the cache.
-const BATCH_VALUES: usize = 1 << 18;
-
-/// Rows of a batch for rows of this schema; the rows of a partition and their order do not depend on it.
-fn batch_rows(schema: &Schema) -> usize {
-    let values = |field: &FieldRef| match field.data_type() {
-        DataType::FixedSizeList(_, values) => usize::try_from(*values).unwrap_or(1),
-        // Of unknown length; a few hundred are usual where speed matters.
-        DataType::List(_) | DataType::LargeList(_) => 256,
-        _ => 1,
-    };
-    let widest = schema.fields().iter().map(values).max().unwrap_or(1).max(1);
-    // A power of two, as the batches of most training loops are, so that these need not be put together from pieces.
-    (1 << (BATCH_VALUES / widest).max(1).ilog2()).clamp(64, BATCH_ROWS)
-}
-
-/// About how many bytes a row has: of the schema where all its columns are of a fixed width, else of the files. More
-/// than that where the query leaves columns out, which the files' figures count.
-fn row_bytes(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Option<usize> {
-    fn width(of: &DataType) -> Option<usize> {
-        match of {
-            DataType::FixedSizeList(item, n) => Some(width(item.data_type())? * usize::try_from(*n).ok()?),
-            DataType::FixedSizeBinary(n) => usize::try_from(*n).ok(),
-            DataType::Boolean => Some(1),
-            other => other.primitive_width(),
-        }
-    }
-    if let Some(sum) = plan.schema().fields().iter().map(|f| width(f.data_type())).sum::<Option<usize>>() {
-        return Some(sum.max(1));
-    }
-    let of_file = |file: &PartitionedFile| -> Option<usize> {
-        let statistics = file.statistics.as_ref()?;
-        let rows = *statistics.num_rows.get_value()?;
-        let stored = usize::try_from(file.object_meta.size).ok()?;
-        // Before compression where the format says it.
-        let bytes = statistics.total_byte_size.get_value().copied().unwrap_or(0).max(stored);
-        (rows > 0).then(|| bytes.div_ceil(rows))
-    };
-    files(plan, partition).iter().filter_map(|(_, file)| of_file(file)).max()
 }
 
 /// About how many bytes reading a partition keeps beside the rows that it gives: of Parquet the row group, still

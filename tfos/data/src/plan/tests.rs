@@ -6,11 +6,12 @@ use datafusion::arrow::array::{AsArray, RecordBatch, types::Int64Type};
 use datafusion::dataframe::DataFrameWriteOptions;
 use futures::TryStreamExt;
 
-use datafusion::arrow::datatypes::Field;
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
 
+use super::run::{batch_rows, rows_of_batch};
 use super::*;
 use crate::convert::{ConvertOptions, convert};
-use crate::session::{self, Format, session};
+use crate::session::{self, BATCH_ROWS, Format, session};
 use crate::tfrecord::Compression;
 
 /// Three files of 100 rows in each format.
@@ -272,6 +273,41 @@ async fn fingerprints_follow_the_files() {
 #[test]
 fn broken_bytes_are_an_error() {
     assert!(matches!(decode(&[0xff; 9], &session()), Err(Error::PlanBytes(_))));
+}
+
+#[tokio::test] // a job opens a partition once an epoch, and what runs leave behind must not add up
+async fn a_prepared_plan_gives_the_same_rows_however_often() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let plan = planned(dir.path(), "parquet", Format::Parquet, "select n from t").await;
+    let expected = rows(&plan, 1, &session()).await;
+    let prepared = Prepared::new(encode(&plan).unwrap(), session(), usize::MAX).unwrap();
+    let mut before = 0;
+    for run in 0.. {
+        assert!(run < 1000, "measurements pile up: {before}");
+        let batches: Vec<_> = prepared.execute(1).unwrap().try_collect().await.unwrap();
+        assert_eq!(numbers(&batches), numbers(&expected));
+        let now = prepared.measurements();
+        if now < before {
+            break;
+        }
+        before = now;
+    }
+    let none = prepared.execute(99).err().unwrap().to_string();
+    assert!(none.contains("there is no partition 99"), "{none}");
+}
+
+#[tokio::test] // a column is decoded in long runs, while its dictionary is in the cache
+async fn numbers_of_parquet_come_in_larger_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path()).await;
+    let plan = |kind, format| planned(dir.path(), kind, format, "select n, half from t");
+    let (parquet, csv) = (plan("parquet", Format::Parquet).await, plan("csv", Format::Csv).await);
+    assert_eq!(rows_of_batch(&parquet, 0, usize::MAX), 4 * BATCH_ROWS);
+    assert_eq!(rows_of_batch(&parquet, 0, 16 * 1000), 512, "1000 rows of 16 bytes are as many as may be");
+    assert_eq!(rows_of_batch(&csv, 0, usize::MAX), BATCH_ROWS);
+    let texts = planned(dir.path(), "parquet", Format::Parquet, "select n, name from t").await;
+    assert_eq!(rows_of_batch(&texts, 0, usize::MAX), BATCH_ROWS);
 }
 
 #[test]
