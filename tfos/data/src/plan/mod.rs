@@ -191,7 +191,7 @@ pub fn fingerprint(plan: &Arc<dyn ExecutionPlan>) -> Result<String> {
 
 /// The plan with scans of TFRecord files whose batches have at most about `batch_bytes`: these files do not say how large
 /// their rows are.
-pub fn bounded(plan: Arc<dyn ExecutionPlan>, batch_bytes: usize) -> Result<Arc<dyn ExecutionPlan>> {
+fn bounded(plan: Arc<dyn ExecutionPlan>, batch_bytes: usize) -> Result<Arc<dyn ExecutionPlan>> {
     let plan = plan.transform_down(|node| {
         let source =
             file_scan(&node).and_then(|scan| Some((scan, scan.file_source().downcast_ref::<TfRecordSource>()?)));
