@@ -130,38 +130,41 @@ fn packed<N: Number>(
     let Some(table) = dictionary.entries.first_chunk::<256>().filter(|_| width <= 8) else {
         return wide(bytes, bit, width, n, dictionary, out);
     };
-    let largest = match width {
-        1 => narrow::<N, 1>(bytes, bit, n, table, out),
-        2 => narrow::<N, 2>(bytes, bit, n, table, out),
-        3 => narrow::<N, 3>(bytes, bit, n, table, out),
-        4 => narrow::<N, 4>(bytes, bit, n, table, out),
-        5 => narrow::<N, 5>(bytes, bit, n, table, out),
-        6 => narrow::<N, 6>(bytes, bit, n, table, out),
-        7 => narrow::<N, 7>(bytes, bit, n, table, out),
+    let last = dictionary.len as i64 - 1;
+    let all = match width {
+        1 => narrow::<N, 1>(bytes, bit, n, table, last, out),
+        2 => narrow::<N, 2>(bytes, bit, n, table, last, out),
+        3 => narrow::<N, 3>(bytes, bit, n, table, last, out),
+        4 => narrow::<N, 4>(bytes, bit, n, table, last, out),
+        5 => narrow::<N, 5>(bytes, bit, n, table, last, out),
+        6 => narrow::<N, 6>(bytes, bit, n, table, last, out),
+        7 => narrow::<N, 7>(bytes, bit, n, table, last, out),
         _ => {
             let indices = bytes.get(bit / 8..bit / 8 + n).ok_or(NO_ENTRY)?;
             out.extend(indices.iter().map(|i| table[usize::from(*i)]));
             // With all 256 entries every index has one.
-            if dictionary.len < 256 { indices.iter().fold(0, |largest, i| largest.max(*i)) } else { 0 }
+            last >= 255 || indices.iter().all(|i| i64::from(*i) <= last)
         }
     };
-    if usize::from(largest) < dictionary.len { Ok(()) } else { Err(NO_ENTRY) }
+    if all { Ok(()) } else { Err(NO_ENTRY) }
 }
 
 /// Numbers that are put together at a time. They stay in the first cache, and so memory is touched once: when they
 /// are appended. Appended one by one, each would ask whether there is room.
 const STEP: usize = 128;
 
-/// Indices of `W` < 8 bits: eight of them are in one word. Gives the largest.
+/// Indices of `W` < 8 bits: eight of them are in one word. Whether all have an entry, of which `last` is the last.
 fn narrow<N: Number, const W: usize>(
     bytes: &[u8],
     mut bit: usize,
     n: usize,
     table: &[N::Native; 256],
+    last: i64,
     out: &mut Vec<N::Native>,
-) -> u8 {
+) -> bool {
     let mask = (1u64 << W) - 1;
-    let mut largest = 0;
+    // Negative once an index is behind the last entry's: a maximum would wait for the one before it at each index.
+    let mut sign = last;
     let mut step = [N::Native::default(); STEP];
     let mut left = n;
     out.reserve(n);
@@ -172,22 +175,22 @@ fn narrow<N: Number, const W: usize>(
         for group in groups {
             let word = word(bytes, bit);
             for (i, out) in group.iter_mut().enumerate() {
-                let index = (word >> (i * W) & mask) as u8;
-                largest = largest.max(index);
-                *out = table[usize::from(index)];
+                let index = word >> (i * W) & mask;
+                sign |= last.wrapping_sub(index as i64);
+                *out = table[usize::from(index as u8)];
             }
             bit += 8 * W;
         }
         for out in rest {
-            let index = (word(bytes, bit) & mask) as u8;
-            largest = largest.max(index);
-            *out = table[usize::from(index)];
+            let index = word(bytes, bit) & mask;
+            sign |= last.wrapping_sub(index as i64);
+            *out = table[usize::from(index as u8)];
             bit += W;
         }
         out.extend_from_slice(&step[..n]);
         left -= n;
     }
-    largest
+    sign >= 0
 }
 
 /// Indices of more than a byte.
