@@ -30,7 +30,7 @@ fn refused(done: Done, words: &[&str]) {
 
 #[test]
 fn a_missing_file() {
-    let lab = Lab::new("a_missing_file");
+    let lab = Lab::shared("a_missing_file");
     for name in ["none.parquet", "none.tfrecord", "none.csv"] {
         refused(train(&lab, &lab.path(name), ""), &[name, "does not exist"]);
     }
@@ -42,7 +42,7 @@ fn a_missing_file() {
 
 #[test]
 fn a_missing_column() {
-    let lab = Lab::new("a_missing_column");
+    let lab = Lab::shared("a_missing_column");
     let csv = lab.write("rows.csv", "image,digit\n1,2\n3,4\n");
     refused(train(&lab, &csv, ""), &["label", "digit"]);
     let data = drawn(&lab);
@@ -56,7 +56,7 @@ fn a_missing_column() {
 
 #[test]
 fn a_query_that_is_none() {
-    let lab = Lab::new("a_query_that_is_none");
+    let lab = Lab::shared("a_query_that_is_none");
     let data = drawn(&lab);
     let query = |sql: &str| {
         let submit = lab.submit("mnist").args(&format!("--data {} --epochs 1", data.display()));
@@ -68,7 +68,7 @@ fn a_query_that_is_none() {
 
 #[test] // a label as text
 fn a_wrong_dtype() {
-    let lab = Lab::new("a_wrong_dtype");
+    let lab = Lab::shared("a_wrong_dtype");
     let data = drawn(&lab);
     let submit = lab.submit("mnist").args(&format!("--data {} --epochs 1", data.display()));
     let sql = "SELECT image, CASE WHEN label = 1 THEN 'one' ELSE 'many' END AS label FROM data";
@@ -101,7 +101,7 @@ fn record(bytes: &[u8], n: usize) -> usize {
 
 #[test] // which file and which offset, in feed and in direct mode
 fn a_truncated_tfrecord() {
-    let lab = Lab::new("a_truncated_tfrecord");
+    let lab = Lab::shared("a_truncated_tfrecord");
     let (folder, file) = damaged(&lab, "cut", |bytes| bytes.truncate(bytes.len() - 100));
     let bytes = std::fs::read(&file).unwrap();
     let offset = record(&bytes, ROWS / 4 - 1).to_string();
@@ -114,7 +114,7 @@ fn a_truncated_tfrecord() {
 
 #[test]
 fn a_bit_flipped_tfrecord() {
-    let lab = Lab::new("a_bit_flipped_tfrecord");
+    let lab = Lab::shared("a_bit_flipped_tfrecord");
     let (folder, file) = damaged(&lab, "flipped", |bytes| {
         let at = record(bytes, 7) + 12 + 30;
         bytes[at] ^= 0x10;
@@ -129,7 +129,7 @@ fn a_bit_flipped_tfrecord() {
 
 #[test]
 fn a_truncated_parquet_file() {
-    let lab = Lab::new("a_truncated_parquet_file");
+    let lab = Lab::shared("a_truncated_parquet_file");
     let data = drawn(&lab);
     let bytes = std::fs::read(&data).unwrap();
     let cut = lab.write("cut.parquet", &bytes[..bytes.len() / 2]);
@@ -138,7 +138,7 @@ fn a_truncated_parquet_file() {
 
 #[test] // a page in the middle, which only a node reads
 fn a_parquet_file_with_a_broken_page() {
-    let lab = Lab::new("a_parquet_file_with_a_broken_page");
+    let lab = Lab::shared("a_parquet_file_with_a_broken_page");
     let data = drawn(&lab);
     let mut bytes = std::fs::read(&data).unwrap();
     for byte in &mut bytes[40..400] {
@@ -150,7 +150,7 @@ fn a_parquet_file_with_a_broken_page() {
 
 #[test]
 fn rows_with_a_null_and_rows_of_unequal_length() {
-    let lab = Lab::new("rows_with_a_null_and_rows_of_unequal_length");
+    let lab = Lab::shared("rows_with_a_null_and_rows_of_unequal_length");
     let data = drawn(&lab);
     let query = |sql: &str| {
         let submit = lab.submit("mnist").args(&format!("--data {} --epochs 1", data.display()));
@@ -162,7 +162,7 @@ fn rows_with_a_null_and_rows_of_unequal_length() {
 
 #[test] // of `tfos data` too
 fn data_commands_name_what_is_wrong() {
-    let lab = Lab::new("data_commands_name_what_is_wrong");
+    let lab = Lab::shared("data_commands_name_what_is_wrong");
     let run = |words: String| Submit::tfos(&words).within(secs(20)).run();
     refused(run(format!("data describe {}", lab.path("none.parquet").display())), &["none.parquet"]);
     refused(run(format!("data describe {}", lab.write("x.unknown", "x").display())), &["x.unknown", "--format"]);

@@ -8,7 +8,7 @@ use tfos_tests::{Lab, Submit, bin};
 
 #[test]
 fn a_dry_run_shows_the_cluster_and_starts_nothing() {
-    let lab = Lab::new("a_dry_run_shows_the_cluster_and_starts_nothing");
+    let lab = Lab::shared("a_dry_run_shows_the_cluster_and_starts_nothing");
     let shape = "--cluster-size 5 --num-ps 1 --evaluator --sync-replicas --num-gpus 2 --dry-run";
     let done = lab.submit("mnist").flags(shape).run().ok();
     let nodes = done.json["nodes"].as_array().expect("nodes");
@@ -27,7 +27,7 @@ fn a_dry_run_shows_the_cluster_and_starts_nothing() {
 
 #[test] // handed over to a program, and still nothing is started
 fn a_dry_run_of_a_program_starts_nothing() {
-    let lab = Lab::new("a_dry_run_of_a_program_starts_nothing");
+    let lab = Lab::shared("a_dry_run_of_a_program_starts_nothing");
     let done = lab.probe("mode=idle").flags("--dry-run --num-ps 1 --cluster-size 2").run().ok();
     assert_eq!(done.text("application"), "probe");
     assert!(!lab.model().exists());
@@ -35,7 +35,7 @@ fn a_dry_run_of_a_program_starts_nothing() {
 
 #[test]
 fn settings_come_from_a_file_and_flags_win() {
-    let lab = Lab::new("settings_come_from_a_file_and_flags_win");
+    let lab = Lab::shared("settings_come_from_a_file_and_flags_win");
     let data = numbers(lab.folder(), 100, 2);
     let yaml = format!(
         "application: {}\ncluster-size: 4\nnum-ps: 1\nmodel-dir: {}\nseed: 3\narguments: [mode=role, hello=world, 'data={}']\n",
@@ -54,7 +54,7 @@ fn settings_come_from_a_file_and_flags_win() {
 
 #[test]
 fn an_unknown_yaml_key_is_named_with_a_hint() {
-    let lab = Lab::new("an_unknown_yaml_key_is_named_with_a_hint");
+    let lab = Lab::shared("an_unknown_yaml_key_is_named_with_a_hint");
     let file = lab.write("job.yaml", "application: mnist\nnum_workers: 3\ncluster-sise: 3\n");
     let done = Submit::tfos("submit").flag("--config", &file).within(secs(10)).run();
     let done = done.fails(2, &["job.yaml", "`num_workers`", "`cluster-sise`", "did you mean `cluster-size`"]);
@@ -63,7 +63,7 @@ fn an_unknown_yaml_key_is_named_with_a_hint() {
 
 #[test]
 fn applications_are_listed() {
-    let _lab = Lab::new("applications_are_listed");
+    let _lab = Lab::shared("applications_are_listed");
     let text = Submit::tfos("apps").run().ok();
     assert!(text.stdout.contains("mnist"));
     let json = Submit::tfos("apps --output json").run().ok();
@@ -73,7 +73,7 @@ fn applications_are_listed() {
 
 #[test]
 fn the_version_names_libtorch_and_the_devices() {
-    let _lab = Lab::new("the_version_names_libtorch_and_the_devices");
+    let _lab = Lab::shared("the_version_names_libtorch_and_the_devices");
     for program in [bin::tfos(), bin::probe()] {
         let done = Submit::program(program).flags("--version").run().ok();
         for word in ["libtorch 2.13", "devices: cpu"] {
@@ -84,7 +84,7 @@ fn the_version_names_libtorch_and_the_devices() {
 
 #[test]
 fn completions_are_scripts() {
-    let lab = Lab::new("completions_are_scripts");
+    let lab = Lab::shared("completions_are_scripts");
     for shell in ["bash", "zsh", "fish"] {
         let done = Submit::tfos(&format!("completions {shell}")).run().ok();
         assert!(done.stdout.contains("tfos") && done.stdout.contains("model-dir"), "{shell}");
@@ -97,7 +97,7 @@ fn completions_are_scripts() {
 
 #[test]
 fn help_of_an_application_is_help() {
-    let lab = Lab::new("help_of_an_application_is_help");
+    let lab = Lab::shared("help_of_an_application_is_help");
     let done = lab.submit("mnist").args("--help").run().ok();
     for word in ["--eval-data", "--sql", "--input-mode", "--network"] {
         assert!(done.stdout.contains(word), "the help was to name {word}");
@@ -107,7 +107,7 @@ fn help_of_an_application_is_help() {
 
 #[test] // nothing but the summary on stdout, nothing but messages on stderr
 fn output_is_for_machines_when_asked() {
-    let lab = Lab::new("output_is_for_machines_when_asked");
+    let lab = Lab::shared("output_is_for_machines_when_asked");
     let data = numbers(lab.folder(), 100, 2);
     let done = lab.probe(&format!("mode=sum data={}", data.display())).flags("--quiet").run().ok();
     assert_eq!(done.stdout.lines().count(), 1, "one line of JSON");
@@ -116,7 +116,7 @@ fn output_is_for_machines_when_asked() {
 
 #[test] // whatever the end, a machine finds one object on stdout
 fn a_failure_is_for_machines_too() {
-    let lab = Lab::new("a_failure_is_for_machines_too");
+    let lab = Lab::shared("a_failure_is_for_machines_too");
     let done = lab.probe("mode=sum data=none").flags("--num-ps 3 --cluster-size 2").run().fails(2, &[]);
     assert_eq!((done.stdout.lines().count(), done.text("status")), (1, "failed"));
     assert!(done.text("error").contains("--cluster-size"), "{}", done.text("error"));

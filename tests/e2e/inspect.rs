@@ -22,7 +22,7 @@ fn ask(lab: &Lab, words: &str, rest: &str) -> Done {
 
 #[test]
 fn checkpoints_are_listed_shown_verified_compared_and_deleted() {
-    let lab = Lab::new("checkpoints_are_listed_shown_verified_compared_and_deleted");
+    let lab = Lab::shared("checkpoints_are_listed_shown_verified_compared_and_deleted");
     job(&lab, 1).run().ok();
     let steps = checkpoints(&lab.model());
     let [first, .., last] = steps[..] else { panic!("two checkpoints were to be there: {steps:?}") };
@@ -69,7 +69,7 @@ fn checkpoints_are_listed_shown_verified_compared_and_deleted() {
 
 #[test] // the copy is a model directory: a job resumes from it, and its ledger is whole
 fn a_copied_checkpoint_is_trained_on() {
-    let lab = Lab::new("a_copied_checkpoint_is_trained_on");
+    let lab = Lab::shared("a_copied_checkpoint_is_trained_on");
     job(&lab, 1).run().ok();
     let last = checkpoints(&lab.model()).last().copied().unwrap();
     let copy = lab.path("copy");
@@ -89,7 +89,7 @@ fn a_copied_checkpoint_is_trained_on() {
 
 #[test] // CKP-1: what killed jobs left behind
 fn files_of_no_checkpoint_are_listed_and_deleted() {
-    let lab = Lab::new("files_of_no_checkpoint_are_listed_and_deleted");
+    let lab = Lab::shared("files_of_no_checkpoint_are_listed_and_deleted");
     job(&lab, 1).run().ok();
     job(&lab, 2).run().ok().says(&["resuming from step"]);
     let stray =
@@ -112,7 +112,7 @@ fn files_of_no_checkpoint_are_listed_and_deleted() {
 
 #[test]
 fn the_ledger_answers_queries() {
-    let lab = Lab::new("the_ledger_answers_queries");
+    let lab = Lab::shared("the_ledger_answers_queries");
     job(&lab, 2).run().ok();
     let query = |sql: &str, output: &str| {
         let words = [lab.model().display().to_string(), sql.to_owned()];

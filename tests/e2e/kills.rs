@@ -172,7 +172,7 @@ impl Lineage<'_> {
 #[test]
 #[expect(clippy::print_stderr, reason = "what was killed, and when")]
 fn whoever_is_killed_and_whenever_each_row_is_applied_exactly_once() {
-    let lab = Lab::new("whoever_is_killed_and_whenever_each_row_is_applied_exactly_once");
+    let lab = Lab::shared("whoever_is_killed_and_whenever_each_row_is_applied_exactly_once");
     let wanted: u64 = std::env::var("TFOS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let mut chance = Chance::from_environment("TFOS_KILLS_SEED");
     let mut killed: BTreeMap<(&str, Moment), u64> = BTreeMap::new();

@@ -10,7 +10,7 @@ fn predicted(stdout: &str) -> f64 {
 
 #[test]
 fn test_spark_saved_model() {
-    let lab = Lab::new("test_spark_saved_model");
+    let lab = Lab::shared("test_spark_saved_model");
     let program = bin::program("linear_regression").display().to_string();
     let done = lab.submit(&program).flags("--cluster-size 3 --num-ps 1 --sync-replicas").run().ok();
     assert!((predicted(&done.stdout) - 4.758).abs() < 5e-4);
@@ -19,7 +19,7 @@ fn test_spark_saved_model() {
 
 #[test] // the same weights from the checkpoint, without training again
 fn test_spark_checkpoint() {
-    let lab = Lab::new("test_spark_checkpoint");
+    let lab = Lab::shared("test_spark_checkpoint");
     let program = bin::program("linear_regression").display().to_string();
     let first = lab.submit(&program).flags("--cluster-size 1").run().ok();
     let again = lab.submit(&program).flags("--cluster-size 1").run().ok().says(&["has reached the target"]);

@@ -44,7 +44,7 @@ fn shape((ps, workers): (u32, u32)) -> String {
 
 #[test] // LOD-2: the same evaluation to the bit, and training goes on with the right rows
 fn every_shape_goes_on_from_the_checkpoint_of_every_other() {
-    let lab = Lab::new("every_shape_goes_on_from_the_checkpoint_of_every_other");
+    let lab = Lab::shared("every_shape_goes_on_from_the_checkpoint_of_every_other");
     for written in SHAPES {
         let model = lab.path(&format!("{}-{}", written.0, written.1));
         // In step: a stale gradient more or less must not decide whether it learns.
@@ -66,7 +66,7 @@ fn every_shape_goes_on_from_the_checkpoint_of_every_other() {
 
 #[test]
 fn what_does_not_match_is_listed_mapped_or_initialised() {
-    let lab = Lab::new("what_does_not_match_is_listed_mapped_or_initialised");
+    let lab = Lab::shared("what_does_not_match_is_listed_mapped_or_initialised");
     let model = lab.model();
     let first = network(&lab, &model, 1, "").flags(&shape((2, 1))).run().ok();
     let renamed = |epochs, arguments: &str, flags: &str| {
@@ -103,7 +103,7 @@ fn what_does_not_match_is_listed_mapped_or_initialised() {
 
 #[test]
 fn another_models_parameters_are_where_a_job_starts() {
-    let lab = Lab::new("another_models_parameters_are_where_a_job_starts");
+    let lab = Lab::shared("another_models_parameters_are_where_a_job_starts");
     let source = lab.path("source");
     let first = network(&lab, &source, 1, "").flags("--cluster-size 1").run().ok();
     let step = checkpoints(&source).last().copied().unwrap();
@@ -136,7 +136,7 @@ fn another_models_parameters_are_where_a_job_starts() {
 
 #[test]
 fn a_start_from_nothing_that_can_be_used_is_refused_before_it() {
-    let lab = Lab::new("a_start_from_nothing_that_can_be_used_is_refused_before_it");
+    let lab = Lab::shared("a_start_from_nothing_that_can_be_used_is_refused_before_it");
     let from = |place: &Path| network(&lab, &lab.model(), 1, "").flag("--init-from", place).run();
     from(&lab.path("nothing")).fails(2, &["--init-from", "nothing", "has no checkpoint"]).error();
     from(&lab.path("nothing.safetensors")).fails(2, &["nothing.safetensors", "cannot be read"]).error();
@@ -158,7 +158,7 @@ fn a_start_from_nothing_that_can_be_used_is_refused_before_it() {
 
 #[test] // nothing is set aside: the newer program's work is still there
 fn a_checkpoint_of_a_newer_version_is_not_passed_over() {
-    let lab = Lab::new("a_checkpoint_of_a_newer_version_is_not_passed_over");
+    let lab = Lab::shared("a_checkpoint_of_a_newer_version_is_not_passed_over");
     let submit = || network(&lab, &lab.model(), 2, "").flags("--cluster-size 1 --save-checkpoints-steps 20");
     submit().run().ok();
     let newest = checkpoints(&lab.model()).last().copied().unwrap();

@@ -1,5 +1,5 @@
-//! Jobs with real processes, submitted as a user does: each test has the machine for itself. The ports of
-//! TensorFlowOnSpark's tests keep their names.
+//! Jobs with real processes, submitted as a user does: each test has the machine for itself, or shares it with another
+//! that does not mind how fast things go. The ports of TensorFlowOnSpark's tests keep their names.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends by a panic")]
 
 mod agent;

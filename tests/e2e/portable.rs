@@ -37,7 +37,7 @@ fn train(lab: &Lab, rest: &str) -> Submit {
 
 #[test] // any shape of cluster; whatever the types in the file
 fn training_starts_from_imported_weights() {
-    let lab = Lab::new("training_starts_from_imported_weights");
+    let lab = Lab::shared("training_starts_from_imported_weights");
     let weights = line_weights(&lab, "line.safetensors");
     let done = import(&weights, &lab, "--application probe --output json").ok();
     assert_eq!(done.number("parameters"), 2.0);
@@ -61,7 +61,7 @@ fn training_starts_from_imported_weights() {
 
 #[test] // one message each, and nothing is left behind that would be in the way of the next try
 fn weights_that_do_not_fit_are_refused() {
-    let lab = Lab::new("weights_that_do_not_fit_are_refused");
+    let lab = Lab::shared("weights_that_do_not_fit_are_refused");
     let refused = |weights: &str, words: &[&str]| {
         import(weights, &lab, "--application probe").fails(1, words).error();
         assert!(checkpoints(&lab.model()).is_empty());
@@ -109,7 +109,7 @@ fn columns(csv: &Path, names: &[&str]) -> Vec<Vec<String>> {
 
 #[test] // the model directory is gone; any number of executors; rows in their order
 fn an_export_predicts_what_its_job_predicted() {
-    let lab = Lab::new("an_export_predicts_what_its_job_predicted");
+    let lab = Lab::shared("an_export_predicts_what_its_job_predicted");
     let (there, digits) = (lab.path("there.parquet"), lab.path("digits.parquet"));
     let train =
         lab.submit("mnist").flags("--cluster-size 3 --num-ps 1 --quiet").args("--rows 1000 --network cnn --epochs 2");
@@ -153,7 +153,7 @@ fn an_export_predicts_what_its_job_predicted() {
 
 #[test] // a program of somebody else has its own models; what nobody knows is not guessed
 fn an_export_belongs_to_its_application() {
-    let lab = Lab::new("an_export_belongs_to_its_application");
+    let lab = Lab::shared("an_export_belongs_to_its_application");
     train(&lab, "--save-checkpoints-steps 100 --quiet").run().ok();
     export(&lab, "--step 7").fails(1, &["step 7"]).error();
     let steps = checkpoints(&lab.model());
@@ -193,7 +193,7 @@ fn linear(lab: &Lab) -> PathBuf {
 
 #[test] // its file comes back with the trained values, and is all that predictions need
 fn a_module_of_pytorch_is_trained_and_exported() {
-    let lab = Lab::new("a_module_of_pytorch_is_trained_and_exported");
+    let lab = Lab::shared("a_module_of_pytorch_is_trained_and_exported");
     let (data, module) = (line(lab.folder(), 2000, 4), linear(&lab));
     let evaluated = |epochs: u32| format!("--epochs {epochs} --eval-data {}", data.display());
     let done = scripted(&lab, &module, COLUMNS, &evaluated(1)).flags("--cluster-size 4 --num-ps 2").run().ok();
@@ -230,7 +230,7 @@ fn a_module_of_pytorch_is_trained_and_exported() {
 
 #[test] // one message each
 fn what_torchscript_cannot_use_is_refused() {
-    let lab = Lab::new("what_torchscript_cannot_use_is_refused");
+    let lab = Lab::shared("what_torchscript_cannot_use_is_refused");
     let module = linear(&lab);
     let refused = |module: &Path, columns: &str, rest: &str, code: i32, words: &[&str]| {
         scripted(&lab, module, columns, rest).run().fails(code, words).error();

@@ -1,16 +1,24 @@
-//! The room in which one test works: alone on this machine, in a folder of its own, timed, and cleaned up.
+//! The room in which one test works: in a folder of its own, timed, cleaned up, and alone on this machine unless the test
+//! does not mind how fast the machine is.
 #![expect(clippy::expect_used, reason = "the harness of tests ends a test by a panic")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::{Gate, Submit, bin, procs, wait};
 
-static ONE: Mutex<()> = Mutex::new(());
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// The machine, among the tests of this process.
+#[derive(Debug)]
+enum Held {
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -20,16 +28,32 @@ pub struct Lab {
     begun: Instant,
     // Let go last, and in this order.
     _machine: File,
-    _process: MutexGuard<'static, ()>,
+    _process: Held,
+}
+
+fn lock_file() -> File {
+    File::create(std::env::temp_dir().join("tfos-e2e.lock")).expect("a lock file can be created")
 }
 
 impl Lab {
     /// Waits for every other test of this machine that uses real processes.
     pub fn new(name: &'static str) -> Self {
-        let process = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = std::env::temp_dir().join("tfos-e2e.lock");
-        let machine = File::create(&path).expect("a lock file can be created");
+        let process = Held::Alone(MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+        let machine = lock_file();
         machine.lock().expect("the lock file can be locked");
+        Self::enter(name, machine, process)
+    }
+
+    /// For a test whose result does not depend on how fast things go: such tests run beside each other, as a job of a few
+    /// steps waits for most of its time.
+    pub fn shared(name: &'static str) -> Self {
+        let process = Held::Shared(MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+        let machine = lock_file();
+        machine.lock_shared().expect("the lock file can be locked");
+        Self::enter(name, machine, process)
+    }
+
+    fn enter(name: &'static str, machine: File, process: Held) -> Self {
         bin::tfos();
         let folder = tempfile::Builder::new().prefix("tfos-e2e-").tempdir().expect("a temporary folder");
         Self { name, folder, begun: Instant::now(), _machine: machine, _process: process }
