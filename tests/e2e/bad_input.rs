@@ -13,14 +13,14 @@ fn refused(submit: Submit, code: i32, words: &[&str]) {
 
 #[test]
 fn an_unknown_flag() {
-    let lab = Lab::shared("an_unknown_flag");
+    let lab = Lab::new("an_unknown_flag");
     refused(lab.submit("mnist").flags("--no-such-flag"), 2, &["--no-such-flag"]);
     refused(lab.submit("mnist").args("--no-such-argument"), 2, &["--no-such-argument"]);
 }
 
 #[test]
 fn a_cluster_too_small_for_its_roles() {
-    let lab = Lab::shared("a_cluster_too_small_for_its_roles");
+    let lab = Lab::new("a_cluster_too_small_for_its_roles");
     let small = |flags: &str| lab.submit("mnist").flags(flags);
     refused(small("--cluster-size 1 --num-ps 1"), 2, &["cluster of 1", "need at least 2", "--cluster-size"]);
     refused(small("--cluster-size 2 --num-ps 1 --evaluator"), 2, &["evaluator", "at least 3"]);
@@ -29,7 +29,7 @@ fn a_cluster_too_small_for_its_roles() {
 
 #[test]
 fn options_that_are_not_built_in_are_not_ignored() {
-    let lab = Lab::shared("options_that_are_not_built_in_are_not_ignored");
+    let lab = Lab::new("options_that_are_not_built_in_are_not_ignored");
     let flags = "--rdma --tensorboard --sync-replicas --max-staleness 3 --ps-replicas 2 --master yarn";
     let words = ["--rdma", "--tensorboard", "--max-staleness", "--ps-replicas", "`yarn`"];
     refused(lab.submit("mnist").flags(flags), 2, &words);
@@ -37,7 +37,7 @@ fn options_that_are_not_built_in_are_not_ignored() {
 
 #[test]
 fn an_application_that_is_none() {
-    let lab = Lab::shared("an_application_that_is_none");
+    let lab = Lab::new("an_application_that_is_none");
     refused(lab.submit("no-such-application"), 2, &["no-such-application", "mnist"]);
     let file = lab.write("not-a-program", "text");
     refused(lab.submit(&file.display().to_string()), 1, &["not-a-program"]);
@@ -45,13 +45,13 @@ fn an_application_that_is_none() {
 
 #[test]
 fn a_missing_job_file() {
-    let lab = Lab::shared("a_missing_job_file");
+    let lab = Lab::new("a_missing_job_file");
     refused(Submit::tfos("submit").flag("--config", lab.path("none.yaml")), 2, &["none.yaml"]);
 }
 
 #[test] // below a regular file nobody can write, not even root
 fn a_model_directory_that_cannot_be_written() {
-    let lab = Lab::shared("a_model_directory_that_cannot_be_written");
+    let lab = Lab::new("a_model_directory_that_cannot_be_written");
     let file = lab.write("file", "not a folder");
     let model = file.join("model");
     refused(lab.submit("mnist").model_dir(&model), 1, &["model directory", "file/model"]);
@@ -60,7 +60,7 @@ fn a_model_directory_that_cannot_be_written() {
 
 #[test]
 fn a_model_directory_of_no_known_store() {
-    let lab = Lab::shared("a_model_directory_of_no_known_store");
+    let lab = Lab::new("a_model_directory_of_no_known_store");
     let submit = Submit::tfos("submit --output json --model-dir gopher://nowhere/x mnist");
     refused(submit, 1, &["gopher"]);
     drop(lab);
@@ -68,7 +68,7 @@ fn a_model_directory_of_no_known_store() {
 
 #[test]
 fn a_port_range_that_is_taken() {
-    let lab = Lab::shared("a_port_range_that_is_taken");
+    let lab = Lab::new("a_port_range_that_is_taken");
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = held.local_addr().unwrap().port().to_string();
     refused(lab.submit("mnist").flags(&format!("--port {port}")), 2, &[&port]);
@@ -78,14 +78,14 @@ fn a_port_range_that_is_taken() {
 
 #[test]
 fn a_token_that_is_too_short() {
-    let lab = Lab::shared("a_token_that_is_too_short");
+    let lab = Lab::new("a_token_that_is_too_short");
     let token = lab.write("token", "1234");
     refused(lab.submit("mnist").flag("--token-file", &token), 2, &["token", "too short"]);
 }
 
 #[test]
 fn an_application_that_panics() {
-    let lab = Lab::shared("an_application_that_panics");
+    let lab = Lab::new("an_application_that_panics");
     let data = tfos_tests::data::numbers(lab.folder(), 100, 1);
     let submit = lab.probe(&format!("mode=panic at=1 data={}", data.display()));
     refused(submit, 1, &["chief:0", "deliberate panic at 1", "executor-0.log"]);
@@ -93,7 +93,7 @@ fn an_application_that_panics() {
 
 #[test] // durations and sizes that are none
 fn values_that_do_not_parse() {
-    let lab = Lab::shared("values_that_do_not_parse");
+    let lab = Lab::new("values_that_do_not_parse");
     refused(lab.submit("mnist").flags("--reservation-timeout soon"), 2, &["soon", "reservation-timeout"]);
     refused(lab.submit("mnist").flags("--feed-memory lots"), 2, &["lots", "feed-memory"]);
     refused(lab.submit("mnist").flags("--keep-checkpoints 0"), 2, &["--keep-checkpoints"]);

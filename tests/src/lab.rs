@@ -4,21 +4,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::{Gate, Submit, bin, procs, wait};
-
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// The machine, among the tests of this process.
-#[derive(Debug)]
-enum Held {
-    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
-    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -26,9 +16,8 @@ pub struct Lab {
     name: &'static str,
     folder: TempDir,
     begun: Instant,
-    // Let go last, and in this order.
+    // Let go last. Each lab opens the file anew, so its lock holds among threads as among processes.
     _machine: File,
-    _process: Held,
 }
 
 fn lock_file() -> File {
@@ -38,25 +27,23 @@ fn lock_file() -> File {
 impl Lab {
     /// Waits for every other test of this machine that uses real processes.
     pub fn new(name: &'static str) -> Self {
-        let process = Held::Alone(MACHINE.write().unwrap_or_else(PoisonError::into_inner));
         let machine = lock_file();
         machine.lock().expect("the lock file can be locked");
-        Self::enter(name, machine, process)
+        Self::enter(name, machine)
     }
 
     /// For a test whose result does not depend on how fast things go: such tests run beside each other, as a job of a few
     /// steps waits for most of its time.
     pub fn shared(name: &'static str) -> Self {
-        let process = Held::Shared(MACHINE.read().unwrap_or_else(PoisonError::into_inner));
         let machine = lock_file();
         machine.lock_shared().expect("the lock file can be locked");
-        Self::enter(name, machine, process)
+        Self::enter(name, machine)
     }
 
-    fn enter(name: &'static str, machine: File, process: Held) -> Self {
+    fn enter(name: &'static str, machine: File) -> Self {
         bin::tfos();
         let folder = tempfile::Builder::new().prefix("tfos-e2e-").tempdir().expect("a temporary folder");
-        Self { name, folder, begun: Instant::now(), _machine: machine, _process: process }
+        Self { name, folder, begun: Instant::now(), _machine: machine }
     }
 
     /// The test's folder.

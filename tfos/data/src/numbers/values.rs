@@ -143,7 +143,7 @@ fn packed<N: Number>(
             let indices = bytes.get(bit / 8..bit / 8 + n).ok_or(NO_ENTRY)?;
             out.extend(indices.iter().map(|i| table[usize::from(*i)]));
             // With all 256 entries every index has one.
-            last >= 255 || indices.iter().all(|i| i64::from(*i) <= last)
+            last >= 255 || i64::from(indices.iter().fold(0, |largest, i| largest.max(*i))) <= last
         }
     };
     if all { Ok(()) } else { Err(NO_ENTRY) }
